@@ -1,0 +1,160 @@
+"""Model directories that open anywhere: sharded safetensors, config, tokenizer, generation config, card, lineage.
+
+Parameter names are Hugging Face CodeGen's, and `architectures` names the stock class, so `AutoModelForCausalLM.from_pretrained(dir)` loads an
+export without code of ours. The directory appears under its name when it is complete: everything is written into `<name>.tmp` beside it first.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from moss_train.artifacts import card, lineage
+from moss_train.artifacts.config import ExportJobConfig
+from moss_train.errors import DiskFullError, UsageError
+
+if TYPE_CHECKING:
+    from moss_train.data.tokenizer import MossTokenizer
+
+_log = logging.getLogger("moss_train")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# The sampling values published with MOSS (its command line demo), and room for a reply.
+SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 40, "repetition_penalty": 1.02, "max_new_tokens": 512}
+
+
+def write_export(
+    out: Path,
+    parameters: Iterable[tuple[str, torch.Tensor | None]],
+    model_config: Any,
+    tokenizer: MossTokenizer,
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+    record: lineage.Lineage,
+    writes: bool = True,
+) -> str | None:
+    """Writes a model directory.
+
+    Args:
+        out: The directory; must not exist.
+        parameters: Names and whole tensors, one at a time. It is run to its end on every rank, whatever fails: gathering is a collective.
+        model_config: The model's `CodeGenConfig`.
+        tokenizer: Saved beside the weights.
+        dtype: Of the weights written.
+        max_shard_bytes: Largest file; as much memory is taken.
+        record: Its lineage; files and id are filled in.
+        writes: Whether this rank is the one that writes; the others only take part in gathering.
+
+    Returns:
+        The artefact's id on the rank that writes, else None.
+
+    Raises:
+        DiskFullError: No space left; nothing is left under `out`.
+    """
+    if not writes:
+        for _ in parameters:
+            pass
+        return None
+    if out.exists():
+        raise UsageError(f"{out} exists; a finished artefact is never changed. Name another directory")
+    partial = out.with_name(out.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    pending = iter(parameters)
+    try:
+        partial.mkdir(parents=True)
+        _write_shards(partial, pending, dtype, max_shard_bytes)
+        _write_configs(partial, model_config, tokenizer, dtype)
+        (partial / "README.md").write_text(card.render(out.name, model_config, record), encoding="utf-8")
+        identity = lineage.write(partial, record)
+        os.rename(partial, out)
+        return identity
+    except OSError as error:
+        for _ in pending:
+            pass
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"no space is left at {out.parent} for the export; free some, or name another place with run.dir") from error
+        raise
+
+
+def _write_shards(directory: Path, parameters: Iterable[tuple[str, torch.Tensor | None]], dtype: torch.dtype, max_shard_bytes: int) -> None:
+    """Writes `model-0000i-of-0000n.safetensors` and the index."""
+    shards: list[list[str]] = []
+    shard: dict[str, torch.Tensor] = {}
+    shard_bytes = total_bytes = 0
+
+    def flush() -> None:
+        nonlocal shard, shard_bytes
+        save_file(shard, directory / f"shard-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard, shard_bytes = {}, 0
+
+    for name, tensor in parameters:
+        if tensor is None:
+            raise RuntimeError(f"{name} was not gathered on the rank that writes")
+        size = tensor.numel() * dtype.itemsize
+        if shard and shard_bytes + size > max_shard_bytes:
+            flush()
+        shard[name] = tensor.to(dtype).contiguous()
+        shard_bytes += size
+        total_bytes += size
+    flush()
+    weight_map = {}
+    for number, names in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        os.rename(directory / f"shard-{number}", directory / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_configs(directory: Path, model_config: Any, tokenizer: MossTokenizer, dtype: torch.dtype) -> None:
+    """Writes config.json, generation_config.json and the tokenizer's files."""
+    from transformers import GenerationConfig
+
+    config = copy.deepcopy(model_config)
+    config.architectures = ["CodeGenForCausalLM"]
+    config.dtype = dtype
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = tokenizer.endoftext, tokenizer.eom, tokenizer.endoftext
+    config.save_pretrained(directory)
+    generation = GenerationConfig(
+        **SAMPLING, bos_token_id=tokenizer.endoftext, eos_token_id=tokenizer.eom, pad_token_id=tokenizer.endoftext, suppress_tokens=tokenizer.tag_ids
+    )
+    generation.save_pretrained(directory)
+    tokenizer.save(directory)
+
+
+def main(config: ExportJobConfig) -> None:
+    """Rewrites a model directory as an export: the job behind `scripts/export.py`."""
+    from moss_train.data.tokenizer import MossTokenizer
+    from moss_train.model.loading import load_model
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    source, out = Path(config.model), Path(config.out)
+    if out.exists():
+        raise UsageError(f"out={out} exists; a finished artefact is never changed. Name another directory")
+    model = load_model(source, dtype="auto", allow_pickle=config.allow_pickle)
+    tokenizer = MossTokenizer.load(config.tokenizer or source)
+    kept = next(model.parameters()).dtype
+    dtype = kept if config.dtype.value == "auto" else DTYPES[config.dtype.value]
+    before = lineage.read(source) or {}
+    record = lineage.Lineage(
+        kind="export",
+        stage=before.get("stage", "import"),
+        parents=[lineage.parent_of(source, "source")],
+        details={"dtype": str(dtype).removeprefix("torch."), "parameters": sum(p.numel() for p in model.parameters())},
+    )
+    parameters = ((name, parameter.detach()) for name, parameter in model.named_parameters())
+    identity = write_export(out, parameters, model.config, tokenizer, dtype, int(config.max_shard_gb * 1e9), record)
+    _log.info(f"exported to {out} ({identity})")

@@ -1,0 +1,300 @@
+"""Command lines: from arguments to one typed configuration, then to the stage's `main`. The only importer of Hydra.
+
+    arguments -> drop the launcher's --local_rank -> Hydra composes configs/ -> checked against the dataclasses -> main(config)
+
+Everything that is wrong with a configuration is told in one message, by key, with exit code 2, before torch is loaded. Hydra stops at the first
+problem, so when composing fails, the overrides are tried one at a time to find them all (`compose_problems`), and values are checked key by
+key (`check`), which also refuses `+foo=1`: Hydra lets that pass its own schema.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from moss_train.errors import ConfigError, MossTrainError, UsageError
+
+
+@dataclass(frozen=True)
+class Program:
+    """A Hydra program: its primary configuration, the dataclass that types it, and the function that runs it (`module:name`, loaded late)."""
+
+    config_name: str
+    schema: str
+    main: str
+
+
+PROGRAMS = {
+    "sft": Program("sft", "moss_train.sft.config:SFTConfig", "moss_train.sft.main:main"),
+    "export": Program("export", "moss_train.artifacts.config:ExportJobConfig", "moss_train.artifacts.export:main"),
+    "generate": Program("generate", "moss_train.inference.config:GenerateConfig", "moss_train.inference.generate:main"),
+}
+
+MUST_BE_GIVEN = {"init_from": "a model directory, or init_from=null for random weights"}
+"""What to say of a missing value, where its name does not say it."""
+
+TOOLS = {"data": "moss_train.data.show:main"}
+
+
+def entry() -> None:
+    """The `moss-train` command of an installed package: `moss-train sft ...` is `python scripts/sft.py ...`."""
+    names = [*PROGRAMS, *TOOLS]
+    if len(sys.argv) < 2 or sys.argv[1] not in names:
+        asked = sys.argv[1] if len(sys.argv) > 1 else None
+        if asked in ("-h", "--help", None):
+            print(f"usage: moss-train {{{','.join(names)}}} [key=value ...]\n\nmoss-train NAME --help tells what NAME takes.")
+            sys.exit(0 if asked else 2)
+        print(f"moss-train: there is no command {asked!r}; expected one of {', '.join(names)}", file=sys.stderr)
+        sys.exit(2)
+    name = sys.argv.pop(1)
+    sys.argv[0] = f"moss-train {name}"
+    if name in TOOLS:
+        sys.exit(_load(TOOLS[name])(sys.argv[1:]))
+    run(name)
+
+
+def run(name: str) -> None:
+    """Runs the program `name` on `sys.argv` and leaves the process with its exit code."""
+    program = PROGRAMS[name]
+    drop_local_rank(sys.argv)
+    # Hydra prints errors its own way unless it is asked to raise them.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    code = 0
+    try:
+        _run_hydra(program)
+    except (MossTrainError, _Stopped) as stopped:
+        error = stopped.error if isinstance(stopped, _Stopped) else stopped
+        code = error.exit_code
+        report(str(error), code)
+    except KeyboardInterrupt:
+        code = 130
+        report("stopped by Ctrl-C", code)
+    if code == 0 and "moss_train.train.engine" in sys.modules:
+        sys.modules["moss_train.train.engine"].stop()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        # A launcher kills the other ranks as soon as one leaves: let rank 0 print first, and leave without
+        # destructors, which in a broken process group abort with a code of their own.
+        if not is_rank0():
+            time.sleep(3.0)
+        os._exit(code)
+
+
+class _Stopped(BaseException):
+    """Carries an error of ours through Hydra, which handles `Exception`."""
+
+    def __init__(self, error: MossTrainError):
+        self.error = error
+
+
+def drop_local_rank(argv: list[str]) -> None:
+    """Removes the `--local_rank=N` that the DeepSpeed launcher adds (it is in the environment too); Hydra would refuse it."""
+    kept, skip = [], False
+    for argument in argv:
+        if skip:
+            skip = False
+        elif argument in ("--local_rank", "--local-rank"):
+            skip = True
+        elif not argument.startswith(("--local_rank=", "--local-rank=")):
+            kept.append(argument)
+    argv[:] = kept
+
+
+def is_rank0() -> bool:
+    """Whether this process is the one that prints, known from the environment before any process group exists."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def report(message: str, code: int) -> None:
+    """Prints an error once, not once a rank."""
+    if is_rank0():
+        print(f"\nerror: {message}\n(exit code {code})", file=sys.stderr)
+
+
+def config_dir() -> Path:
+    """The folder of YAML files: `configs/` of the checkout, or the copy which an installed package carries."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent / "configs", package / "configs"):
+        if (folder / "common.yaml").is_file():
+            return folder
+    raise UsageError(f"the configuration files are missing: expected {package / 'configs'}; install the package again")
+
+
+def _run_hydra(program: Program) -> None:
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    schema = _load(program.schema)
+    ConfigStore.instance().store(name=f"schema_{program.config_name}", node=schema, provider="moss_train")
+    composed = False
+
+    def job(raw: DictConfig) -> Any:
+        nonlocal composed
+        composed = True
+        if HydraConfig.get().mode == RunMode.MULTIRUN and "run" in raw:
+            OmegaConf.update(raw, "run.dir", f"{raw.run.dir}/{HydraConfig.get().job.num}")
+        try:
+            config = check(raw, schema)
+            return _load(program.main)(config)
+        except MossTrainError as error:
+            # Past Hydra, which would print a line of its own and go on with the other jobs of a sweep.
+            raise _Stopped(error) from error
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=program.config_name)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if composed:
+            raise
+        raise ConfigError(compose_problems(program, schema, _overrides(sys.argv[1:])) or [_first_line(error)]) from error
+
+
+def _load(reference: str) -> Any:
+    module, name = reference.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _overrides(arguments: list[str]) -> list[str]:
+    """The `key=value` arguments, without the flags and what belongs to them."""
+    return [argument for argument in arguments if not argument.startswith("-") and ("=" in argument or argument.startswith("~"))]
+
+
+def _first_line(error: BaseException) -> str:
+    """What an exception of Hydra or OmegaConf says, on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), None)
+    text = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "Set the environment")))
+    return f"{key}: {text}" if key and key not in text else text
+
+
+def compose_problems(program: Program, schema: type, overrides: list[str]) -> list[str]:
+    """Every problem of a command line that Hydra refuses: each override is tried alone on top of those that work, then the rest is checked."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    problems: list[str] = []
+    kept: list[str] = []
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+        # Choices of groups and presets first: they decide which keys exist.
+        for override in sorted(overrides, key=lambda text: not _chooses_file(text)):
+            try:
+                compose(program.config_name, overrides=[*kept, override])
+            except (HydraException, OmegaConfBaseException) as error:
+                problems.append(_explain_override(override, error, schema))
+            else:
+                kept.append(override)
+        try:
+            check(compose(program.config_name, overrides=kept), schema)
+        except ConfigError as error:
+            problems += error.problems
+        except (HydraException, OmegaConfBaseException) as error:
+            problems.append(_first_line(error))
+    return problems
+
+
+def _chooses_file(override: str) -> bool:
+    name = override.lstrip("+~").split("=")[0].split("@")[0]
+    return (config_dir() / name).is_dir()
+
+
+def _explain_override(override: str, error: BaseException, schema: type) -> str:
+    """One sentence about an override that Hydra refused."""
+    key, _, value = override.lstrip("+~").partition("=")
+    if _chooses_file(override):
+        choices = sorted(path.stem for path in (config_dir() / key.split("@")[0]).glob("*.yaml"))
+        if value not in choices:
+            return f"{key}={value}: there is no such choice; expected one of {', '.join(choices)}"
+    elif key.startswith("deepspeed."):
+        return f"{key}: the chosen deepspeed file does not have it; add it with +{override}"
+    elif key not in (keys := _keys(schema)) and key.split(".")[0] != "hydra" and not str(error).startswith("mismatched"):
+        return _unknown(key, keys)
+    return f"{override}: {_first_line(error.__cause__ or error)}"
+
+
+def _keys(schema: type, prefix: str = "") -> list[str]:
+    """All keys of a dataclass and of those inside it, with dots."""
+    found = []
+    hints = get_type_hints(schema)
+    for item in fields(schema):
+        name = prefix + item.name
+        found.append(name)
+        if is_dataclass(hints[item.name]):
+            found += _keys(hints[item.name], f"{name}.")
+    return found
+
+
+def _unknown(key: str, keys: list[str]) -> str:
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.6) or [name for name in keys if name.split(".")[-1] == key.split(".")[-1]][:1]
+    return f"{key}: there is no such key" + (f"; did you mean {close[0]}?" if close else "; --cfg job shows all keys")
+
+
+def check(raw: Any, schema: type) -> Any:
+    """The typed configuration in a composed one.
+
+    Args:
+        raw: What Hydra composed.
+        schema: The dataclass of the program, with a method `problems()`.
+
+    Raises:
+        ConfigError: With every unknown key, wrong type, missing value and impossible value.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    problems: list[str] = []
+    typed = OmegaConf.structured(schema)
+    keys = _keys(schema)
+    for key, value in _leaves(OmegaConf.to_container(raw, resolve=False, throw_on_missing=False), schema):
+        if key not in keys:
+            problems.append(_unknown(key, keys))
+            continue
+        try:
+            if value == "???":
+                problems.append(f"{key} must be given: {MUST_BE_GIVEN.get(key, f'{key}=VALUE')}")
+                value = None
+            if isinstance(value, str) and "${" in value:
+                value = OmegaConf.select(raw, key)
+            OmegaConf.update(typed, key, value)
+        except OmegaConfBaseException as error:
+            problems.append(f"{key}: {_first_line(error).removeprefix(f'{key}: ')}")
+    config = OmegaConf.to_object(typed)
+    # Values of keys already named as wrong are defaults here; what they would say about themselves is noise.
+    named = {problem.split(":")[0].split(" ")[0] for problem in problems}
+    problems += [problem for problem in config.problems() if not any(_concerns(problem, key) for key in named)]  # type: ignore[union-attr]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _concerns(problem: str, key: str) -> bool:
+    return key in problem.replace("(", " ").replace(",", " ").replace(";", " ").split()
+
+
+def _leaves(container: dict[str, Any], schema: type, prefix: str = "") -> list[tuple[str, Any]]:
+    """The `key.path, value` pairs of a nested dictionary, descending only where the schema has a dataclass."""
+    hints: dict[str, Any] = get_type_hints(schema)
+    found: list[tuple[str, Any]] = []
+    for name, value in container.items():
+        inner = hints.get(str(name))
+        if is_dataclass(inner) and isinstance(value, dict):
+            found += _leaves(value, inner, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            found.append((f"{prefix}{name}", value))
+    return found
+
+

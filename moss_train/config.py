@@ -1,0 +1,297 @@
+"""What every stage is configured by: the sections shared by all of them, and `StageConfig` which puts them together.
+
+Each package keeps the settings of its own in its `config.py`. These modules import the standard library alone, so that a wrong configuration
+is refused before torch is loaded. The owner of a default is the dataclass here; the YAML files under `configs/` hold choices.
+
+A field that must be given has no usable default: it is None here and named by `problems()`. `problems()` returns sentences and never raises, so
+that all of them can be told at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Precision(str, Enum):
+    """Number format of weights, activations and gradients' transport; optimizer state is float32 in both."""
+
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Schedule(str, Enum):
+    """Shape of the learning rate after warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Decay(str, Enum):
+    """Which parameters weight decay acts on."""
+
+    matrices = "matrices"
+    """Weights of two dimensions; biases and LayerNorms are left alone."""
+    release = "release"
+    """Everything but biases, LayerNorm weights included: what the published MOSS script did."""
+
+
+class Attention(str, Enum):
+    """Attention backend; `auto` takes the fastest one at hand and says which."""
+
+    auto = "auto"
+    eager = "eager"
+    sdpa = "sdpa"
+    flash_attention_2 = "flash_attention_2"
+    varlen = "varlen"
+
+
+class WandbMode(str, Enum):
+    """How runs are sent to Weights & Biases."""
+
+    disabled = "disabled"
+    offline = "offline"
+    online = "online"
+
+
+class ExportDtype(str, Enum):
+    """Number format of exported weights; `auto` is the one the model was trained in."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+@dataclass
+class RunConfig:
+    """Where a run writes and what makes it repeatable."""
+
+    dir: str | None = None
+    """Run directory; an earlier run found there is moved aside to `<dir>.1`, `<dir>.2`, ..., never overwritten."""
+    seed: int = 42
+    """Seed of the initial weights, the order of the samples and the tokenizer's training sample."""
+
+    def problems(self) -> list[str]:
+        found = []
+        if not self.dir:
+            found.append("run.dir is not set: name a directory for the run, for example run.dir=runs/my_run")
+        if self.seed < 0:
+            found.append(f"run.seed is {self.seed}; expected a number of zero or more")
+        return found
+
+
+@dataclass
+class ModelConfig:
+    """Architecture of a model with random weights, and how any model is run.
+
+    With `init_from` the architecture is the one found there, and only `attention` and `recompute` below have an effect.
+    """
+
+    num_layers: int | None = None
+    num_heads: int | None = None
+    hidden_size: int | None = None
+    rotary_dim: int | None = None
+    """Leading dimensions of each head that the rotary embedding turns."""
+    max_positions: int = 2048
+    """Longest sequence the rotary table covers, in tokens."""
+    vocab_size: int | None = None
+    """Embedding rows; by default the tokenizer's, padded to a multiple of 64."""
+    attention: Attention = Attention.auto
+    recompute: bool = False
+    """Recompute each block's activations in the backward pass: about a third more work, far less memory."""
+
+    def problems(self) -> list[str]:
+        found = []
+        shape = {key: getattr(self, key) for key in ("num_layers", "num_heads", "hidden_size", "rotary_dim", "max_positions", "vocab_size")}
+        found += [f"model.{key} is {value}; expected a positive number" for key, value in shape.items() if value is not None and value < 1]
+        if found or self.num_heads is None or self.hidden_size is None or self.rotary_dim is None:
+            return found
+        if self.num_heads % 4:
+            found.append(f"model.num_heads is {self.num_heads}; CodeGen lays its heads out in 4 groups, so use a multiple of 4")
+        if self.hidden_size % self.num_heads:
+            found.append(f"model.hidden_size ({self.hidden_size}) is not divisible by model.num_heads ({self.num_heads})")
+        elif self.rotary_dim > self.hidden_size // self.num_heads or self.rotary_dim % 2:
+            head_dim = self.hidden_size // self.num_heads
+            found.append(f"model.rotary_dim is {self.rotary_dim}; expected an even number of at most the head size, {head_dim}")
+        return found
+
+    def is_complete(self) -> bool:
+        """Whether a model can be built from this section alone."""
+        return None not in (self.num_layers, self.num_heads, self.hidden_size, self.rotary_dim)
+
+
+@dataclass
+class TokenizerConfig:
+    """Which tokenizer to use; by default the one in `init_from`."""
+
+    path: str | None = None
+    """Directory with tokenizer.json, or vocab.json and merges.txt."""
+    train_vocab_size: int = 4096
+    """Size of the tokenizer trained on the training data where neither `path` nor `init_from` gives one."""
+
+    def problems(self) -> list[str]:
+        if self.train_vocab_size < 512:
+            return [f"tokenizer.train_vocab_size is {self.train_vocab_size}; expected 512 or more (256 bytes, control and tag tokens, merges)"]
+        return []
+
+
+@dataclass
+class TrainConfig:
+    """Length, batch sizes and rhythm of a run."""
+
+    steps: int | None = None
+    """Optimizer steps; exclusive with `epochs`."""
+    epochs: float | None = None
+    """Passes over the training rows; exclusive with `steps`."""
+    global_batch_size: int = 8
+    """Rows per optimizer step, over all ranks."""
+    micro_batch_size: int = 1
+    """Rows per rank per forward; the number of forwards per step is derived from this and the number of ranks."""
+    precision: Precision = Precision.bf16
+    eval_every: int = 0
+    """Steps between evaluations; 0 evaluates at the end only."""
+    eval_at_start: bool = False
+    """Evaluate before the first step too, so that the first figure is that of the model one started from."""
+    log_every: int = 1
+    """Steps between console lines; metrics.jsonl has every step."""
+
+    def problems(self) -> list[str]:
+        found = []
+        if (self.steps is None) == (self.epochs is None):
+            given = "neither is" if self.steps is None else f"both are (train.steps={self.steps}, train.epochs={self.epochs})"
+            found.append(f"exactly one of train.steps and train.epochs must be set; {given}")
+        for key in ("steps", "epochs", "global_batch_size", "micro_batch_size", "log_every"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                found.append(f"train.{key} is {value}; expected a number above zero")
+        if self.eval_every < 0:
+            found.append(f"train.eval_every is {self.eval_every}; expected zero (only at the end) or more")
+        if self.global_batch_size > 0 and self.micro_batch_size > 0 and self.global_batch_size % self.micro_batch_size:
+            found.append(
+                f"train.global_batch_size ({self.global_batch_size}) is not divisible by train.micro_batch_size ({self.micro_batch_size})"
+            )
+        return found
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its learning rate."""
+
+    lr: float = 1e-4
+    """Learning rate at the end of the warm-up."""
+    schedule: Schedule = Schedule.cosine
+    warmup: float = 0.05
+    """Below 1: share of all steps; from 1 on: number of steps."""
+    min_lr_ratio: float = 0.0
+    """Learning rate at the last step, as a share of `lr`."""
+    weight_decay: float = 0.1
+    decay: Decay = Decay.matrices
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip: float = 1.0
+    """Global gradient norm above which gradients are scaled down; 0 turns it off."""
+
+    def problems(self) -> list[str]:
+        found = []
+        for key in ("lr", "eps"):
+            if getattr(self, key) <= 0:
+                found.append(f"optim.{key} is {getattr(self, key)}; expected a number above zero")
+        for key in ("warmup", "weight_decay", "clip"):
+            if getattr(self, key) < 0:
+                found.append(f"optim.{key} is {getattr(self, key)}; expected zero or more")
+        if self.warmup >= 1 and self.warmup != int(self.warmup):
+            found.append(f"optim.warmup is {self.warmup}; expected a share below 1, or a whole number of steps")
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                found.append(f"optim.{key} is {getattr(self, key)}; expected a number from 0 up to, but not including, 1")
+        if not 0 <= self.min_lr_ratio <= 1:
+            found.append(f"optim.min_lr_ratio is {self.min_lr_ratio}; expected a number from 0 to 1")
+        return found
+
+
+@dataclass
+class TrackingConfig:
+    """What a run reports besides metrics.jsonl and the console, which are always written."""
+
+    wandb: WandbMode = WandbMode.disabled
+    project: str = "moss_train"
+    name: str | None = None
+    """Name of the run there; by default the last part of `run.dir`."""
+
+
+@dataclass
+class ExportConfig:
+    """The model directory written when training ends."""
+
+    enabled: bool = True
+    dtype: ExportDtype = ExportDtype.auto
+    max_shard_gb: float = 4.0
+    """Largest safetensors file, in 10^9 bytes; also bounds the memory that writing takes."""
+
+    def problems(self) -> list[str]:
+        if self.max_shard_gb <= 0:
+            return [f"export.max_shard_gb is {self.max_shard_gb}; expected a number above zero"]
+        return []
+
+
+# Settings of these have one owner elsewhere; two owners of a value is how the wrong one wins.
+OWNED_ELSEWHERE = {
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.global_batch_size and train.micro_batch_size",
+    "gradient_clipping": "optim.clip",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "optimizer": "the optim section",
+    "scheduler": "optim.schedule",
+    "managed_gradient_accumulation": "nothing: the loop relies on it",
+    "gradient_allreduce_op": "nothing: the loop scales the loss for the average",
+}
+
+
+def deepspeed_problems(section: dict[str, Any]) -> list[str]:
+    """Problems of the DeepSpeed section: keys that other settings own, and stages that do not fit the loop."""
+    found = [
+        f"deepspeed.{key} may not be set there; its owner is {owner}" for key, owner in OWNED_ELSEWHERE.items() if key in section
+    ]
+    stage = (section.get("zero_optimization") or {}).get("stage")
+    if stage not in (1, 2, 3):
+        found.append(
+            f"deepspeed.zero_optimization.stage is {stage!r}; expected 1, 2 or 3 (stage 0 cannot accumulate bf16 gradients in float32; "
+            "stage 1 on one rank costs the same)"
+        )
+    return found
+
+
+@dataclass
+class StageConfig:
+    """The sections of every stage. A stage adds its `data` section."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    init_from: str | None = "???"
+    """Model directory to start from: an export, or a stock Hugging Face CodeGen or MOSS directory. null means random weights, and has to be
+    said: a long run from nothing by accident is dear."""
+    allow_pickle: bool = False
+    """Accept pickled `.bin` weights in `init_from`; they are read through torch's restricted loader."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Passed to DeepSpeed, but for what `OWNED_ELSEWHERE` lists."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+    def problems(self) -> list[str]:
+        """Everything that is wrong with the values, one sentence each; types and unknown keys are checked before."""
+        found = []
+        for section in (self.run, self.model, self.tokenizer, self.train, self.optim, self.export):
+            found += section.problems()
+        found += deepspeed_problems(self.deepspeed)
+        if self.init_from is None and not self.model.is_complete():
+            found.append("no model: set init_from=DIR, or choose an architecture with model=codegen_350m (codegen_tiny, codegen_2b, moss_16b, ...)")
+        return found

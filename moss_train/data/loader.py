@@ -1,0 +1,233 @@
+"""Batches for a rank: rows of packed documents, chosen by the sample contract, with their weight known before any forward.
+
+Shape legend: B rows of a micro-batch, T input tokens of its longest row rounded up to a multiple of 64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from moss_train.data.mixture import sample_index
+from moss_train.data.packing import IGNORE_INDEX, Example, Row, build_row, pack
+from moss_train.errors import DataError, UsageError
+
+# Rows are cut to the longest one rounded up to this: few different shapes, whole matrix tiles.
+LENGTH_MULTIPLE = 64
+
+
+class RenderedDocument(Protocol):
+    """What a data set is built from; `dialogue.Rendered` is one."""
+
+    @property
+    def input_ids(self) -> Sequence[int]: ...
+
+    @property
+    def loss_mask(self) -> Sequence[bool]: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one rank.
+
+    Attributes:
+        input_ids: [B, T] int64.
+        targets: [B, T] int64, already shifted, IGNORE_INDEX where no loss.
+        position_ids: [B, T] int64, from 0 in every document; padding is a document of its own.
+        cu_seqlens: int32 [documents + 1], boundaries over the flattened B*T tokens. Stays on the CPU, where attention reads it.
+        weight: Supervised tokens, the unit of weight of the loss.
+        tokens: Input tokens without padding.
+    """
+
+    input_ids: torch.Tensor
+    targets: torch.Tensor
+    position_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    weight: float
+    tokens: int
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device; copies to CUDA go through pinned memory and do not wait."""
+        device = torch.device(device)
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+        return replace(self, input_ids=move(self.input_ids), targets=move(self.targets), position_ids=move(self.position_ids))
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How the rows of one optimizer step are dealt out; accumulation is derived.
+
+    Sample number of (step s, micro-step m, rank r, row b) = s * global_batch_size + (m * world_size + r) * micro_batch_size + b.
+    """
+
+    global_batch_size: int
+    micro_batch_size: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        numbers = f"global batch {self.global_batch_size}, micro-batch {self.micro_batch_size}, ranks {self.world_size}"
+        if min(self.global_batch_size, self.micro_batch_size, self.world_size) < 1:
+            raise UsageError(f"batch sizes and the number of ranks must be positive: {numbers}.")
+        per_pass = self.micro_batch_size * self.world_size
+        if self.global_batch_size % per_pass:
+            raise UsageError(
+                f"train.global_batch_size must be a multiple of train.micro_batch_size x ranks: {numbers}; "
+                f"{self.global_batch_size} is not a multiple of {self.micro_batch_size} x {self.world_size} = {per_pass}."
+            )
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-steps of an optimizer step."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+    def sample_numbers(self, step: int, rank: int) -> list[list[int]]:
+        """Numbers of the samples a rank takes in a step, by micro-step."""
+        size = self.micro_batch_size
+        starts = [step * self.global_batch_size + (micro * self.world_size + rank) * size for micro in range(self.accumulation)]
+        return [list(range(start, start + size)) for start in starts]
+
+
+class RowDataset:
+    """Rendered documents packed into rows, held as flat arrays.
+
+    Args:
+        rendered: Documents with at least one target each, of at most `seq_len` ids (so that the limit means ids, as it does in the published
+            training, and a document of `seq_len` ids uses `seq_len` - 1 input positions).
+        seq_len: Input tokens of a row.
+        seed: Of the order of samples.
+        pad_id: Id written where a row has no token (`tokenizer.endoftext`); never a target and never attended to.
+
+    Attributes:
+        fingerprint: sha256 over ids, loss masks and the packing plan; part of every sample's address.
+        tokens: Input tokens in all rows. supervised_tokens: Targets in all rows.
+        fill: Share of the rows' positions that hold a token.
+    """
+
+    def __init__(self, rendered: Sequence[RenderedDocument], seq_len: int, seed: int, *, pad_id: int):
+        if not rendered:
+            raise DataError("no dialogue is left to make rows of; see the counts of dropped dialogues above.")
+        lengths = np.array([len(document.input_ids) for document in rendered], dtype=np.int64)
+        if lengths.max() > seq_len:
+            raise DataError(f"document {int(lengths.argmax())} has {lengths.max()} ids, more than seq_len={seq_len}; shorten it while rendering.")
+        self.seq_len = seq_len
+        self.seed = seed
+        self.pad_id = pad_id
+        self._ids = np.concatenate([np.asarray(document.input_ids, dtype=np.int32) for document in rendered])
+        self._mask = np.concatenate([np.asarray(document.loss_mask, dtype=np.bool_) for document in rendered])
+        self._offsets = np.concatenate([[0], np.cumsum(lengths)])
+        if len(self._mask) != len(self._ids):
+            raise DataError(f"{len(self._ids)} ids but {len(self._mask)} loss marks.")
+        # The first id of a document is never predicted, so its mark does not count.
+        counted = np.concatenate([[0], np.cumsum(self._mask)])
+        targets = counted[self._offsets[1:]] - counted[self._offsets[:-1]] - self._mask[self._offsets[:-1]]
+        if not targets.all():
+            raise DataError(f"document {int(targets.argmin())} has no token with loss; leave such documents out while rendering.")
+
+        plan = pack((lengths - 1).tolist(), seq_len)
+        self._plan = np.concatenate([np.asarray(row, dtype=np.int64) for row in plan])
+        self._row_offsets = np.concatenate([[0], np.cumsum([len(row) for row in plan])])
+        self.tokens = int(lengths.sum() - len(lengths))
+        self.supervised_tokens = int(targets.sum())
+        self.fill = self.tokens / (len(plan) * seq_len)
+        digest = hashlib.sha256(f"rows v1 seq_len={seq_len}".encode())
+        for array in (self._ids, self._mask, self._offsets, self._plan, self._row_offsets):
+            digest.update(str((array.dtype.str, array.shape)).encode())
+            digest.update(np.ascontiguousarray(array).data)
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._row_offsets) - 1
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return len(self._offsets) - 1
+
+    def documents_of(self, row: int) -> list[int]:
+        """Indices of the documents in a row."""
+        return self._plan[self._row_offsets[row] : self._row_offsets[row + 1]].tolist()
+
+    def row(self, index: int) -> Row:
+        """One row, shifted, without padding."""
+        examples = []
+        for document in self.documents_of(index):
+            span = slice(self._offsets[document], self._offsets[document + 1])
+            examples.append(Example(self._ids[span], self._mask[span]))
+        return build_row(examples, self.seq_len)
+
+    def sample(self, number: int) -> Row:
+        """The row that is sample `number` of a run; samples run across epochs."""
+        _, index = sample_index(self.fingerprint, self.seed, number, len(self))
+        return self.row(index)
+
+
+def step_batches(dataset: RowDataset, step: int, plan: StepPlan, rank: int, last_sample: int | None = None) -> list[Batch]:
+    """The micro-batches of one rank in one optimizer step.
+
+    Args:
+        dataset: Rows.
+        step: Optimizer step, from 0.
+        plan: Batch sizes and ranks.
+        rank: This rank.
+        last_sample: Number of samples of the whole run (the first number not used); places beyond it become rows of weight zero, so that
+            every rank makes the same number of forwards. None: no end.
+    """
+    micro_batches = []
+    for numbers in plan.sample_numbers(step, rank):
+        rows = [dataset.sample(number) if last_sample is None or number < last_sample else None for number in numbers]
+        micro_batches.append(collate(rows, dataset.seq_len, dataset.pad_id))
+    return micro_batches
+
+
+def evaluation_batches(dataset: RowDataset, micro_batch_size: int, world_size: int, rank: int) -> Iterator[Batch]:
+    """All rows once, in order, dealt out over ranks; every rank gets the same number of batches, filled up with rows of weight zero."""
+    per_pass = micro_batch_size * world_size
+    for start in range(0, len(dataset), per_pass):
+        first = start + rank * micro_batch_size
+        rows = [dataset.row(index) if index < len(dataset) else None for index in range(first, first + micro_batch_size)]
+        yield collate(rows, dataset.seq_len, dataset.pad_id)
+
+
+def evaluation_steps(dataset: RowDataset, micro_batch_size: int, world_size: int) -> int:
+    """Number of batches `evaluation_batches` gives each rank."""
+    return -(-len(dataset) // (micro_batch_size * world_size))
+
+
+def collate(rows: Sequence[Row | None], seq_len: int, pad_id: int) -> Batch:
+    """Pad rows to a common length and stack them; None is a row of padding, which has no weight."""
+    longest = max((len(row.input_ids) for row in rows if row is not None), default=1)
+    width = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, seq_len)
+    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    targets = np.full((len(rows), width), IGNORE_INDEX, dtype=np.int64)
+    position_ids = np.empty((len(rows), width), dtype=np.int64)
+    boundaries = [0]
+    weight = tokens = 0
+    for place, row in enumerate(rows):
+        length = 0 if row is None else len(row.input_ids)
+        if row is not None:
+            input_ids[place, :length] = row.input_ids
+            targets[place, :length] = row.targets
+            position_ids[place, :length] = row.position_ids
+            weight += int((row.targets != IGNORE_INDEX).sum())
+            tokens += length
+        position_ids[place, length:] = np.arange(width - length)
+        for document in [*(row.doc_lengths if row is not None else ()), width - length]:
+            if document:
+                boundaries.append(boundaries[-1] + document)
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        targets=torch.from_numpy(targets),
+        position_ids=torch.from_numpy(position_ids),
+        cu_seqlens=torch.tensor(boundaries, dtype=torch.int32),
+        weight=float(weight),
+        tokens=tokens,
+    )

@@ -1,0 +1,56 @@
+"""Errors that a user can cause or meet, each with the exit code of the process.
+
+A message says what is wrong, where, what was found, what was expected, and what to do. Anything that is not one of these is a defect of the
+program and shows its traceback. The codes are part of the command line (docs/errors.md); other programs rely on them.
+"""
+
+from __future__ import annotations
+
+
+class MossTrainError(Exception):
+    """Base of the errors that end a program with a message instead of a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(MossTrainError):
+    """The command line or the configuration is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """One or more configuration keys are wrong; all of them are in the message.
+
+    Args:
+        problems: One sentence for each key, naming it.
+    """
+
+    def __init__(self, problems: list[str]):
+        self.problems = problems
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+class DataError(MossTrainError):
+    """A record, a tokenizer or a data path is wrong."""
+
+    exit_code = 3
+
+
+class CheckpointError(MossTrainError):
+    """A model directory is missing, incomplete or of another shape than the model."""
+
+    exit_code = 4
+
+
+class NonFiniteError(MossTrainError):
+    """The loss or a gradient is not finite; the weights were not updated."""
+
+    exit_code = 6
+
+
+class DiskFullError(MossTrainError):
+    """No space is left where an artefact is being written."""
+
+    exit_code = 7

@@ -1,0 +1,149 @@
+"""The output projection and its cross-entropy in one pass, a chunk of tokens at a time.
+
+The logits of a batch are its largest tensor (16,384 tokens x 107,008 rows in float32: 6.5 GiB, and as much again for their gradient).
+Here they exist for one chunk only: each chunk's logits become losses, and, where gradients are wanted, at once the gradients of the
+hidden states, the weight and the bias. Nothing of vocabulary size is kept for the backward pass, which only multiplies by the gradient of
+the loss.
+
+Shape legend: M supervised tokens, C tokens of a chunk, D hidden_size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+IGNORE_INDEX = -100
+"""Target of a token that is not supervised."""
+
+_LOGITS_PER_CHUNK = {"cpu": 2**24, "cuda": 2**28}
+"""Elements of a chunk's logits. On CUDA 2**28 is 1 GiB in float32 and 2,432 tokens at V = 107,008: enough rows for the matrix products to
+run at
+full speed. On the CPU 64 MiB is enough, and kinder to the caches."""
+
+_CHUNK_MULTIPLE = 128
+"""Rows of a chunk are a multiple of this, the tile of the matrix kernels."""
+
+_ROWS_PER_PRODUCT = 16384
+"""Vocabulary rows of one product for the weight's gradient on CUDA: 0.4 GiB in float32 at D = 6144."""
+
+
+def chunk_size(vocab_size: int, device_type: str) -> int:
+    """Tokens of a chunk whose logits stay within the bound of the device, at least 128."""
+    limit = _LOGITS_PER_CHUNK.get(device_type, _LOGITS_PER_CHUNK["cuda"])
+    return max(_CHUNK_MULTIPLE, limit // vocab_size // _CHUNK_MULTIPLE * _CHUNK_MULTIPLE)
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    targets: torch.Tensor,
+    chunk_tokens: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy of `hidden @ weight.T + bias`.
+
+    The product runs in the type of the inputs, as the plain projection would, so the losses are those of the logits that the model returns
+    elsewhere; logarithm, softmax and the sums over tokens are float32. Call it inside the forward of the module that owns the weight: under
+    ZeRO-3 the weight is whole only there.
+
+    Args:
+        hidden: [M, D]; M may be 0, then the loss is a 0 that still gives every input a gradient of zeros.
+        weight: [V, D].
+        bias: [V].
+        targets: int64 [M], each in [0, V); none is `IGNORE_INDEX` (drop those rows before).
+        chunk_tokens: C; by default from `chunk_size`.
+
+    Returns:
+        loss_sum (scalar float32, the only differentiable one), token_loss (float32 [M], in nats), token_correct (bool [M]).
+    """
+    chunk_tokens = chunk_tokens or chunk_size(weight.shape[0], hidden.device.type)
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad or bias.requires_grad):
+        loss_sum, token_loss, token_correct = _LinearCrossEntropy.apply(hidden, weight, bias, targets, chunk_tokens)
+        return loss_sum, token_loss, token_correct
+    token_loss, token_correct, _ = _losses_and_gradients(hidden, weight, bias, targets, chunk_tokens, (False, False, False))
+    return token_loss.sum(), token_loss, token_correct
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Computes the gradients in the forward pass, where the logits of each chunk exist anyway."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor, chunk_tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        token_loss, token_correct, ctx.gradients = _losses_and_gradients(
+            hidden, weight, bias, targets, chunk_tokens, ctx.needs_input_grad[:3]
+        )
+        ctx.dtypes = (hidden.dtype, weight.dtype, bias.dtype)
+        ctx.mark_non_differentiable(token_loss, token_correct)
+        ctx.set_materialize_grads(False)
+        return token_loss.sum(), token_loss, token_correct
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "linear_cross_entropy: backward ran a second time; its gradients are scaled in place and kept for one pass only"
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        if grad_loss is None:
+            return None, None, None, None, None
+        # In place: the weight's gradient is the largest tensor of the step. Scaled in float32 before it is rounded to the parameter's type.
+        scaled = [None if g is None else g.mul_(grad_loss).to(dtype) for g, dtype in zip(gradients, ctx.dtypes)]
+        return (*scaled, None, None)
+
+
+_Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+
+
+def _losses_and_gradients(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    targets: torch.Tensor,
+    chunk_tokens: int,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[torch.Tensor, torch.Tensor, _Gradients]:
+    """Losses [M], hits [M], and the gradients of the summed loss for hidden (its type), weight and bias (float32) where wanted."""
+    tokens = hidden.shape[0]
+    token_loss = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
+    token_correct = torch.empty(tokens, dtype=torch.bool, device=hidden.device)
+    # `new_zeros` and `empty_like` on purpose: DeepSpeed's construction context patches torch.zeros and torch.empty.
+    grad_hidden = torch.empty_like(hidden) if wanted[0] else None
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
+    grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wanted[2] else None
+    for start in range(0, tokens, chunk_tokens):
+        chunk = slice(start, min(start + chunk_tokens, tokens))
+        h, target = hidden[chunk], targets[chunk, None]
+        logits = F.linear(h, weight, bias).float()
+        log_normalizer = torch.logsumexp(logits, dim=-1, keepdim=True)
+        token_loss[chunk] = (log_normalizer - logits.gather(1, target)).squeeze(1)
+        token_correct[chunk] = logits.argmax(dim=-1) == target.squeeze(1)
+        if not any(wanted):
+            continue
+        # d loss / d logits = softmax(logits) - onehot(target), in the memory of the logits.
+        grad_logits = logits.sub_(log_normalizer).exp_()
+        grad_logits.scatter_add_(1, target, torch.full_like(log_normalizer, -1.0))
+        if grad_bias is not None:
+            grad_bias += grad_logits.sum(dim=0)
+        if grad_hidden is not None:
+            torch.mm(grad_logits.to(weight.dtype), weight, out=grad_hidden[chunk])
+        if grad_weight is not None:
+            _accumulate_outer(grad_weight, grad_logits, h)
+    return token_loss, token_correct, (grad_hidden, grad_weight, grad_bias)
+
+
+def _accumulate_outer(total: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor) -> None:
+    """total [V, D] (float32) += grad_logits [C, V].T @ hidden [C, D], without rounding to the type of `hidden` in between."""
+    if hidden.dtype == torch.float32 or hidden.device.type != "cuda":
+        total.addmm_(grad_logits.t(), hidden.float())
+        return
+    # Tensor cores accumulate in float32; out_dtype keeps that. By slices of the vocabulary, so that the product is not a second [V, D]
+    # float32.
+    low = grad_logits.to(hidden.dtype)
+    for start in range(0, low.shape[1], _ROWS_PER_PRODUCT):
+        rows = slice(start, start + _ROWS_PER_PRODUCT)
+        total[rows] += torch.mm(low[:, rows].t(), hidden, out_dtype=torch.float32)

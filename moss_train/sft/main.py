@@ -1,0 +1,117 @@
+"""Supervised fine-tuning: dialogues -> rows -> the loop -> an export. Serves preference-aware training too, which differs in its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moss_train.errors import DataError, UsageError
+from moss_train.sft.config import SFTConfig
+
+if TYPE_CHECKING:
+    from moss_train.data.tokenizer import MossTokenizer
+
+
+def main(config: SFTConfig) -> float:
+    """Runs one fine-tuning job.
+
+    Returns:
+        The final validation loss per supervised token (the training loss where there is no validation data): what a sweep minimises.
+    """
+    from moss_train.train.run import open_run
+    from moss_train.train.stage import total_steps, train_stage
+
+    with open_run(config, "sft") as run:
+        from moss_train.sft.data import load_dialogues, prepare
+
+        model_config = run.together(lambda: architecture(config))
+        splits = run.together(lambda: load_dialogues(config.data, config.run.seed, run.log))
+        tokenizer = run.together(lambda: choose_tokenizer(config, splits.train, run.log))
+        model_config = run.together(lambda: fit_vocabulary(config, model_config, tokenizer))
+        rows = run.together(lambda: prepare(config, splits, tokenizer, run.log))
+        steps = total_steps(config, rows.train.rows)
+        data = rows.stage_data(steps)
+        last = train_stage(run, config, lambda: build(config, model_config, run.log), tokenizer, data, steps)
+    return last.get("valid/loss", last.get("train/loss", float("nan")))
+
+
+def architecture(config: SFTConfig) -> Any:
+    """The architecture to train: that of `init_from`, checked against the weights there, or the one in the model section."""
+    from transformers import CodeGenConfig
+
+    if config.init_from is None:
+        shape = config.model
+        return CodeGenConfig(
+            vocab_size=shape.vocab_size or 64,
+            n_positions=shape.max_positions,
+            n_ctx=shape.max_positions,
+            n_embd=shape.hidden_size,
+            n_layer=shape.num_layers,
+            n_head=shape.num_heads,
+            rotary_dim=shape.rotary_dim,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            tie_word_embeddings=False,
+            use_cache=False,
+        )
+    from moss_train.model.loading import check_weights, read_model_config
+
+    directory = Path(config.init_from)
+    found = read_model_config(directory)
+    check_weights(directory, found, allow_pickle=config.allow_pickle)
+    if config.data.seq_len > found.n_positions:
+        raise UsageError(f"data.seq_len is {config.data.seq_len}, but the model in {directory} covers {found.n_positions} positions; lower data.seq_len")
+    return found
+
+
+def choose_tokenizer(config: SFTConfig, train: Any, say: Any) -> MossTokenizer:
+    """The tokenizer of `tokenizer.path`, of `init_from`, or a small one trained on the training dialogues."""
+    from moss_train.data.tokenizer import MossTokenizer
+
+    where = config.tokenizer.path or config.init_from
+    if where is not None:
+        return MossTokenizer.load(where)
+    from moss_train.sft.data import texts
+
+    tokenizer = MossTokenizer.train(texts(train), config.tokenizer.train_vocab_size)
+    say(f"tokenizer: trained on the training dialogues, {tokenizer.size} tokens")
+    return tokenizer
+
+
+def fit_vocabulary(config: SFTConfig, model_config: Any, tokenizer: MossTokenizer) -> Any:
+    """The architecture with its vocabulary settled: chosen from the tokenizer for random weights, else checked against it."""
+    if config.init_from is None and config.model.vocab_size is None:
+        model_config.vocab_size = tokenizer.vocab_size
+    if tokenizer.size > model_config.vocab_size:
+        raise DataError(
+            f"the tokenizer has {tokenizer.size} tokens, but the model only {model_config.vocab_size} embedding rows; extend the model's vocabulary, "
+            "or use the tokenizer it was trained with"
+        )
+    model_config.bos_token_id, model_config.eos_token_id, model_config.pad_token_id = tokenizer.endoftext, tokenizer.eom, tokenizer.endoftext
+    return model_config
+
+
+def build(config: SFTConfig, model_config: Any, say: Any) -> Any:
+    """The model to train, on this rank's device, or divided over ranks where the engine asks for it."""
+    import torch
+
+    from moss_train.config import Precision
+    from moss_train.model.attention import resolve_backend
+    from moss_train.model.codegen import init_model, set_attention
+    from moss_train.model.loading import load_model
+    from moss_train.train import engine as distributed
+
+    dtype = torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
+    if config.init_from is None:
+        say("weights: random (init_from=null)")
+        model = init_model(model_config, config.run.seed, dtype)
+    else:
+        say(f"weights: {config.init_from}")
+        model = load_model(Path(config.init_from), dtype=dtype, allow_pickle=config.allow_pickle)
+    head_dim = model_config.n_embd // model_config.n_head
+    backend, reason = resolve_backend(config.model.attention.value, distributed.device(), dtype, head_dim)
+    say(f"attention: {backend} ({reason})")
+    set_attention(model, backend)
+    model.set_recompute(config.model.recompute)
+    return model

@@ -1,0 +1,207 @@
+"""The one engine: DeepSpeed, with or without a GPU. The only importer of deepspeed.
+
+Order matters here: the process group first, then the object which tells transformers that parameters are partitioned (kept alive for as long as
+models are built), then the model, then `initialize`. Built in another order, every rank holds the whole model and nothing says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from moss_train.config import OptimConfig, Precision
+from moss_train.train.optim import parameter_groups
+
+_log = logging.getLogger(__name__)
+
+TIMEOUT_MINUTES = 30
+_HF_DEEPSPEED_CONFIG: list[Any] = []
+"""Keeps transformers' weak reference to the DeepSpeed configuration alive while models are built."""
+
+
+def start() -> None:
+    """Joins the process group: that of the launcher (deepspeed, torchrun, Slurm), or one of a single rank. Safe to call again."""
+    if dist.is_initialized():
+        return
+    # ninja compiles DeepSpeed's operators; it is installed beside this interpreter, which need not be on PATH.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        torch.set_num_threads(threads_per_rank())
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    deepspeed = _deepspeed()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=TIMEOUT_MINUTES), verbose=False
+    )
+
+
+def stop() -> None:
+    """Leaves the process group together with the other ranks; a plain exit can abort inside gloo."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def threads_per_rank() -> int:
+    """CPU threads for this rank: the cores shared among the ranks of this machine, or what OMP_NUM_THREADS asks above 1.
+
+    Launchers set OMP_NUM_THREADS=1 to be safe, which leaves most of a CPU idle; ranks that each take all cores are slower still.
+    """
+    cores = len(os.sched_getaffinity(0))
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or os.environ.get("WORLD_SIZE") or "1")
+    asked = int(os.environ.get("OMP_NUM_THREADS") or "0")
+    return asked if asked > 1 else max(1, cores // max(1, local_ranks))
+
+
+def rank() -> int:
+    """This process's number among all ranks."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def device() -> torch.device:
+    """Where this rank computes."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def all_reduce_sum(values: list[float]) -> list[float]:
+    """Sums each of `values` over ranks, in float64: token counts of a long run do not fit float32 exactly."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=device())
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def share_verdict(error: Exception | None) -> list[str]:
+    """Tells every rank which ranks failed: their messages, in the order of ranks. A collective; every rank calls it."""
+    verdicts: list[Any] = [None] * world_size()
+    dist.all_gather_object(verdicts, None if error is None else f"{type(error).__name__}: {error}")
+    return [f"rank {index}: {text}" for index, text in enumerate(verdicts) if text]
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's `value`, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def deepspeed_config(section: dict[str, Any], precision: Precision, micro_batch_size: int, accumulation: int, clip: float) -> dict[str, Any]:
+    """The full DeepSpeed configuration: the user's section and what `train` and `optim` own."""
+    return {
+        "data_types": {"grad_accum_dtype": "fp32"},
+        **section,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip,
+        "bf16": {"enabled": precision is Precision.bf16},
+        # The loop prints; DeepSpeed's own lines every ten steps would come between.
+        "steps_per_print": 2**31,
+        # The optimizer is ours, whatever offloading is chosen.
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+@contextlib.contextmanager
+def building(config: dict[str, Any]) -> Iterator[None]:
+    """Models built inside are partitioned over ranks as they are made, where `config` says ZeRO-3."""
+    if config["zero_optimization"]["stage"] != 3:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+
+    _HF_DEEPSPEED_CONFIG[:] = [HfDeepSpeedConfig(config)]
+    try:
+        yield
+    finally:
+        _HF_DEEPSPEED_CONFIG.clear()
+
+
+def initialize(model: torch.nn.Module, config: dict[str, Any], optim: OptimConfig) -> Any:
+    """The DeepSpeed engine around `model`, with torch's AdamW, or DeepSpeed's CPU one where optimizer state is offloaded."""
+    deepspeed = _deepspeed()
+    groups = parameter_groups(model.named_parameters(), optim)
+    settings: dict[str, Any] = {"lr": optim.lr, "betas": (optim.beta1, optim.beta2), "eps": optim.eps}
+    offloaded = (config["zero_optimization"].get("offload_optimizer") or {}).get("device", "none") != "none"
+    if offloaded:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+    else:
+        optimizer = torch.optim.AdamW(groups, fused=True, **settings)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    return engine
+
+
+def full_parameters(engine: Any) -> Iterator[tuple[str, torch.Tensor | None]]:
+    """Each parameter whole, one after another, by name: on rank 0 a CPU tensor, elsewhere None. A collective; every rank must run it to the end."""
+    deepspeed = _deepspeed()
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            whole = parameter.detach().to("cpu", copy=True) if rank() == 0 else None
+        yield name, whole
+
+
+def release(engine: Any) -> None:
+    """Frees what an engine holds, so that the next job of a sweep starts with the memory of the first.
+
+    `engine.destroy()` leaves hooks and closures that point from parameters to optimizer state and back; under ZeRO-3 they kept the whole
+    model, 300 MB a job for 33 M parameters. Everything the engine owns is dropped by hand.
+    """
+    model, optimizer = engine.module, engine.optimizer
+    engine.destroy()
+    for parameter in model.parameters():
+        for name in [name for name in vars(parameter) if name.startswith(("ds_", "_"))]:
+            with contextlib.suppress(AttributeError):
+                delattr(parameter, name)
+        parameter.data = torch.empty(0)
+        parameter.grad = None
+    inner = getattr(optimizer, "optimizer", None)
+    if inner is not None:
+        inner.state.clear()
+        inner.param_groups.clear()
+    vars(optimizer).clear()
+    for module in model.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+        module._backward_hooks.clear()
+    vars(engine).clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _deepspeed() -> Any:
+    """deepspeed, imported late: it takes seconds and prints."""
+    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+    import deepspeed
+
+    # It logs at INFO from every rank; the loop says what matters.
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,57 @@
+"""Which parameters are decayed, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from moss_train.config import Decay, OptimConfig, Schedule
+
+
+def is_decayed(name: str, dimensions: int, decay: Decay) -> bool:
+    """Whether weight decay acts on a parameter.
+
+    Args:
+        name: Its Hugging Face name, for example `transformer.h.0.ln_1.weight`.
+        dimensions: Of the whole tensor, not of a partition of it.
+        decay: The rule.
+    """
+    if decay is Decay.release:
+        return not name.endswith("bias")
+    return dimensions >= 2
+
+
+def parameter_groups(named_parameters: Iterable[tuple[str, torch.nn.Parameter]], config: OptimConfig) -> list[dict[str, Any]]:
+    """AdamW's groups: decayed and not decayed, of the parameters that train; an empty group is left out.
+
+    Under ZeRO-3 a parameter is an empty placeholder, so its dimensions are read from the shape DeepSpeed keeps.
+    """
+    decayed, plain = [], []
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            (decayed if is_decayed(name, len(shape), config.decay) else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
+    """Learning rate of optimizer step `step`, counted from 0.
+
+    Linear warm-up that reaches `lr` at the last warm-up step, then the schedule, which reaches `lr * min_lr_ratio` at the last step. The
+    cosine is that of Loshchilov and Hutter 2017 (SGDR), equation 5, with one period.
+    """
+    warmup_steps = int(config.warmup) if config.warmup >= 1 else round(config.warmup * total_steps)
+    if step < warmup_steps:
+        return config.lr * (step + 1) / warmup_steps
+    progress = (step - warmup_steps + 1) / max(1, total_steps - warmup_steps)
+    if config.schedule is Schedule.constant:
+        factor = 1.0
+    elif config.schedule is Schedule.linear:
+        factor = 1 - progress
+    else:
+        factor = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * max(factor, 0.0))

@@ -1,0 +1,222 @@
+"""What a run says of itself: a console line a step, a progress bar on a terminal, metrics.jsonl, Weights & Biases, the loss plot. Rank 0 only.
+
+Nothing here may stop a run: Weights & Biases being away costs a warning.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from moss_train.config import TrackingConfig, WandbMode
+from moss_train.train.loop import StepReport
+
+_log = logging.getLogger("moss_train")
+
+
+def setup_logging(run_dir: Path | None, is_rank0: bool, current_rank: int) -> None:
+    """Rank 0 speaks at INFO on the console and in train.log; the others only warn, with their number."""
+    root = logging.getLogger("moss_train")
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    console = _Console()
+    console.setFormatter(logging.Formatter("%(message)s" if is_rank0 else f"[rank {current_rank}] %(levelname)s %(message)s"))
+    root.addHandler(console)
+    root.setLevel(logging.INFO if is_rank0 else logging.WARNING)
+    root.propagate = False
+    if is_rank0 and run_dir is not None:
+        file = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root.addHandler(file)
+
+
+class _Console(logging.Handler):
+    """Writes to whatever sys.stdout is now: a progress bar replaces it to keep itself below the lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
+class Tracker:
+    """Reports the steps of one run.
+
+    Args:
+        config: What to report to.
+        run_dir: Where metrics.jsonl and plots/ go.
+        total_steps: Of the run, for the progress bar and the time left.
+        log_every: Steps between console lines.
+        weight_name: What a batch's weight counts, as in metrics.jsonl ("supervised_tokens").
+        resolved: The configuration, for Weights & Biases.
+        peak_flops: Of all ranks together, or None where the device is not in the table.
+        flops_per_token: Training FLOPs a token, or None where not known.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        run_dir: Path,
+        total_steps: int,
+        log_every: int,
+        weight_name: str,
+        resolved: dict[str, Any],
+        peak_flops: float | None = None,
+        flops_per_token: float | None = None,
+    ):
+        self.run_dir = run_dir
+        self.total_steps = total_steps
+        self.log_every = log_every
+        self.weight_name = weight_name
+        self.peak_flops, self.flops_per_token = peak_flops, flops_per_token
+        self.tokens_seen = 0
+        self.weight_seen = 0.0
+        self._seconds: list[float] = []
+        self._metrics: TextIO = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._wandb = _start_wandb(config, run_dir, resolved)
+        self._bar = _start_bar(total_steps)
+
+    def step(self, report: StepReport) -> None:
+        """Reports one optimizer step."""
+        self.tokens_seen += report.tokens
+        self.weight_seen += report.weight
+        self._seconds = [*self._seconds[-19:], report.seconds]
+        event = {f"train/{name}": value for name, value in report.metrics.items()} | {
+            "train/grad_norm": report.grad_norm,
+            "train/lr": report.learning_rate,
+            f"train/{self.weight_name}": report.weight,
+            "perf/tokens_per_second": report.tokens / report.seconds,
+            f"perf/{self.weight_name}_per_second": report.weight / report.seconds,
+            "perf/step_seconds": report.seconds,
+            "perf/memory_gib": memory_gib(),
+        }
+        if self.peak_flops and self.flops_per_token:
+            event["perf/mfu"] = report.tokens * self.flops_per_token / report.seconds / self.peak_flops
+        self._write(report.step, event)
+        if self._bar is not None:
+            self._bar.update(0, completed=report.step, refresh=True)
+        if report.step % self.log_every == 0 or report.step == self.total_steps:
+            _log.info(self._line(report, event))
+        if report.evaluations:
+            self.evaluation(report.step, report.evaluations)
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Reports metrics on validation data, named `<set>/<metric>`."""
+        self._write(step, {f"eval/{name}": value for name, value in metrics.items()})
+        _log.info(f"eval {step}/{self.total_steps} | " + " | ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+    def close(self) -> None:
+        """Ends reporting and draws the loss."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._metrics.close()
+        plot_loss(self.run_dir / "metrics.jsonl", self.run_dir / "plots" / "loss.png")
+        if self._wandb is not None:
+            try:
+                self._wandb.finish()
+            except Exception as error:
+                _log.warning(f"Weights & Biases did not finish: {error}; the run itself is not affected")
+
+    def _line(self, report: StepReport, event: dict[str, float]) -> str:
+        seconds = sorted(self._seconds)[len(self._seconds) // 2]
+        parts = [
+            f"step {report.step}/{self.total_steps}",
+            f"loss {report.metrics['loss']:.4f}",
+            f"grad norm {report.grad_norm:.2f}",
+            f"lr {report.learning_rate:.2e}",
+            f"{_short(event['perf/tokens_per_second'])} tok/s",
+            f"{_short(event[f'perf/{self.weight_name}_per_second'])} {self.weight_name.replace('_', ' ')}/s",
+        ]
+        if "perf/mfu" in event:
+            parts.append(f"{event['perf/mfu']:.0%} MFU")
+        parts += [f"{event['perf/memory_gib']:.1f} GiB", f"ETA {_duration(seconds * (self.total_steps - report.step))}"]
+        return " | ".join(parts)
+
+    def _write(self, step: int, event: dict[str, float]) -> None:
+        line = {"step": step, "tokens_seen": self.tokens_seen, "time": round(time.time(), 3), **event}
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+        if self._wandb is not None:
+            try:
+                self._wandb.log({**event, "tokens_seen": self.tokens_seen}, step=step)
+            except Exception as error:
+                _log.warning(f"Weights & Biases is away ({error}); the run goes on, metrics.jsonl has everything")
+                self._wandb = None
+
+
+def memory_gib() -> float:
+    """Peak memory of this process so far, GiB: of the GPU where there is one, else resident memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def plot_loss(metrics: Path, image: Path) -> None:
+    """Draws the training loss of each step, and validation losses, from metrics.jsonl."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    series: dict[str, list[tuple[int, float]]] = {}
+    with metrics.open(encoding="utf-8") as lines:
+        for line in lines:
+            event = json.loads(line)
+            for name, value in event.items():
+                if name == "train/loss" or (name.startswith("eval/") and name.endswith("/loss")):
+                    series.setdefault(name, []).append((event["step"], value))
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, points in sorted(series.items(), reverse=True):
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, label=name, linewidth=1.2, marker="o" if name.startswith("eval/") else None, markersize=4)
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per supervised token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    image.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(image, dpi=120)
+    plt.close(figure)
+
+
+def _start_wandb(config: TrackingConfig, run_dir: Path, resolved: dict[str, Any]) -> Any:
+    if config.wandb is WandbMode.disabled:
+        return None
+    try:
+        import wandb
+
+        return wandb.init(
+            project=config.project, name=config.name or run_dir.name, dir=str(run_dir), mode=config.wandb.value, config=resolved, reinit="finish_previous"
+        )
+    except Exception as error:
+        _log.warning(f"Weights & Biases could not be started ({error}); the run goes on, metrics.jsonl has everything")
+        return None
+
+
+def _start_bar(total_steps: int) -> Any:
+    if not sys.stdout.isatty():
+        return None
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(file=sys.stdout), transient=True
+    )
+    bar.add_task("training", total=total_steps)
+    bar.start()
+    return bar
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value < 10_000 else f"{value / 1000:.1f}k" if value < 1e6 else f"{value / 1e6:.2f}M"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -1,0 +1,88 @@
+"""The command line refuses what is wrong: all of it, by key, with exit code 2, before torch is loaded."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from tests.launch import python, run, succeeded
+
+from moss_train.cli import drop_local_rank
+from moss_train.config import StageConfig
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (["sft.py", "--local_rank=1", "a=1"], ["sft.py", "a=1"]),
+        (["sft.py", "--local_rank", "1", "a=1"], ["sft.py", "a=1"]),
+        (["sft.py", "--local-rank=0", "-m", "a=1,2"], ["sft.py", "-m", "a=1,2"]),
+        (["sft.py", "a=--local_rank=1"], ["sft.py", "a=--local_rank=1"]),
+    ],
+)
+def test_launchers_local_rank_is_dropped(arguments: list[str], kept: list[str]) -> None:
+    drop_local_rank(arguments)
+    assert arguments == kept
+
+
+def test_every_problem_is_told_at_once() -> None:
+    result = python(
+        "scripts/sft.py",
+        "+config=tiny_sft",
+        "+foo=1",
+        "optim.lrr=3",
+        "train.steps=abc",
+        "train.epochs=2",
+        "model=bad",
+        "optim.lr=-1",
+        "data.loss_on=xx",
+        "+deepspeed.fp16.enabled=true",
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    for expected in [
+        "foo: there is no such key",
+        "optim.lrr: there is no such key; did you mean optim.lr?",
+        "train.steps=abc: train.steps: Value 'abc' of type 'str' could not be converted to Integer",
+        "model=bad: there is no such choice; expected one of codegen_16b",
+        "optim.lr is -1.0; expected a number above zero",
+        "data.loss_on=xx: data.loss_on: Invalid value 'xx', expected one of [generated, reply, release]",
+        "deepspeed.fp16 may not be set there; its owner is train.precision",
+        "exactly one of train.steps and train.epochs must be set; both are",
+    ]:
+        assert expected in result.stderr, result.stderr
+
+
+def test_missing_values_are_named() -> None:
+    result = python("scripts/sft.py")
+    assert result.returncode == 2
+    for expected in ["init_from must be given", "data.train is not set", "exactly one of train.steps and train.epochs"]:
+        assert expected in result.stderr, result.stderr
+
+
+def test_unknown_preset_lists_those_there_are() -> None:
+    result = python("scripts/sft.py", "+config=tiny")
+    assert result.returncode == 2
+    assert "config=tiny: there is no such choice; expected one of" in result.stderr
+    assert "tiny_sft" in result.stderr
+
+
+def test_a_wrong_configuration_is_refused_before_torch_is_loaded() -> None:
+    code = (
+        "import sys; sys.argv = ['sft.py', '+config=tiny_sft', 'optim.lr=-1']\n"
+        "import os; os._exit = lambda code: print(code, 'torch' in sys.modules)\n"
+        "from moss_train.cli import run; run('sft')"
+    )
+    assert succeeded(run([sys.executable, "-c", code])).stdout.strip() == "2 False"
+
+
+def test_the_whole_configuration_can_be_shown() -> None:
+    shown = succeeded(python("scripts/sft.py", "+config=moss_moon_003_sft_plugin", "--cfg", "job")).stdout
+    for line in ["num_layers: 34", "vocab_size: 107008", "lr: 1.5e-05", "loss_on: generated", "stage: 3", "beta2: 0.999"]:
+        assert line in shown
+
+
+@pytest.mark.parametrize("stage", [0, 4, None])
+def test_zero_stages_that_do_not_fit_the_loop_are_refused(stage: int | None) -> None:
+    config = StageConfig(deepspeed={"zero_optimization": {"stage": stage}})
+    assert any("deepspeed.zero_optimization.stage" in problem for problem in config.problems())

@@ -1,0 +1,77 @@
+"""Who may import whom: the table of the architecture, held against the code."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "moss_train"
+
+# Package -> packages it may import. `errors` and the standard library are open to all, and so is each package's own inside.
+ALLOWED = {
+    "model": set(),
+    "data": set(),
+    "artifacts": {"model", "data", "config"},
+    "train": {"config", "model", "data", "artifacts"},
+    "inference": {"model", "data", "artifacts", "config"},
+    "evaluate": {"model", "data", "artifacts", "inference", "pm", "config"},
+    "pretrain": {"config", "model", "data", "train", "artifacts", "inference", "evaluate"},
+    "sft": {"config", "model", "data", "train", "artifacts", "inference", "evaluate"},
+    "pm": {"config", "model", "data", "train", "artifacts", "inference", "evaluate"},
+    "cli": {"model", "data", "train", "artifacts", "inference", "evaluate", "pretrain", "sft", "pm", "config"},
+}
+# Libraries with one importer.
+OWNERS = {"deepspeed": {"train/engine.py"}, "hydra": {"cli.py"}, "wandb": {"train/tracking.py"}}
+TORCH_FREE = ["errors.py", "config.py", "cli.py", *sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("*/config.py"))]
+
+FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Full names of all modules a file imports, inside functions and under TYPE_CHECKING too."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute in this package"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_packages_import_only_what_the_table_allows(path: Path) -> None:
+    own = path.parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    parts = {name.split(".")[1] for name in imported_modules(path) if name.startswith("moss_train.")} - {own, "errors", "__version__"}
+    if own in ("errors", "config") or path.name == "config.py":
+        assert parts <= {"config"}, f"{path} may import configuration only, but imports {sorted(parts)}"
+    else:
+        assert parts <= ALLOWED[own], f"{path} may not import {sorted(parts - ALLOWED[own])}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_libraries_with_one_owner_are_imported_there_only(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imported_modules(path)}
+    for library, owners in OWNERS.items():
+        assert library not in roots or path.as_posix() in owners, f"{library} is imported by {path}; only {owners} may"
+
+
+@pytest.mark.parametrize("name", TORCH_FREE)
+def test_configuration_needs_the_standard_library_only(name: str) -> None:
+    """So that a wrong configuration is refused before torch is loaded."""
+    module = "moss_train." + name.removesuffix(".py").replace("/", ".")
+    code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'deepspeed', 'numpy') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["moss_train", "moss_train.data.tokenizer", "moss_train.inference.generate", "moss_train.artifacts.export"])
+def test_what_needs_no_training_works_without_deepspeed(module: str) -> None:
+    code = f"import sys; sys.modules['deepspeed'] = None; import {module}"
+    subprocess.run([sys.executable, "-c", code], check=True)

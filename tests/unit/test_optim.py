@@ -1,0 +1,51 @@
+"""Learning rates at literal steps, and which parameters are decayed."""
+
+from __future__ import annotations
+
+import pytest
+
+from moss_train.config import Decay, OptimConfig, Schedule
+from moss_train.train.optim import is_decayed, learning_rate
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "expected"),
+    [
+        (Schedule.cosine, 0, 0.1),
+        (Schedule.cosine, 9, 1.0),
+        # 45 of 90 steps after the warm-up: half way down the cosine.
+        (Schedule.cosine, 54, 0.5),
+        (Schedule.cosine, 99, 0.0),
+        (Schedule.linear, 54, 0.5),
+        (Schedule.linear, 99, 0.0),
+        (Schedule.constant, 99, 1.0),
+    ],
+)
+def test_learning_rate_at_literal_steps(schedule: Schedule, step: int, expected: float) -> None:
+    config = OptimConfig(lr=1.0, schedule=schedule, warmup=10)
+    assert learning_rate(config, step, 100) == pytest.approx(expected, abs=1e-12)
+
+
+def test_warmup_as_a_share_and_a_floor() -> None:
+    config = OptimConfig(lr=2.0, warmup=0.05, min_lr_ratio=0.1)
+    assert learning_rate(config, 4, 100) == pytest.approx(2.0)
+    assert learning_rate(config, 99, 100) == pytest.approx(0.2)
+
+
+def test_without_warmup_the_first_step_is_already_on_the_schedule() -> None:
+    assert learning_rate(OptimConfig(lr=1.0, schedule=Schedule.linear, warmup=0), 0, 4) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("name", "dimensions", "matrices", "release"),
+    [
+        ("transformer.h.0.attn.qkv_proj.weight", 2, True, True),
+        ("transformer.h.0.ln_1.weight", 1, False, True),
+        ("transformer.h.0.ln_1.bias", 1, False, False),
+        ("lm_head.bias", 1, False, False),
+        ("transformer.wte.weight", 2, True, True),
+    ],
+)
+def test_which_parameters_are_decayed(name: str, dimensions: int, matrices: bool, release: bool) -> None:
+    assert is_decayed(name, dimensions, Decay.matrices) is matrices
+    assert is_decayed(name, dimensions, Decay.release) is release
