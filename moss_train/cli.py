@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -24,18 +25,35 @@ from moss_train.errors import ConfigError, MossTrainError, UsageError
 
 @dataclass(frozen=True)
 class Program:
-    """A Hydra program: its primary configuration, the dataclass that types it, and the function that runs it (`module:name`, loaded late)."""
+    """A Hydra program: its primary configuration, the dataclass that types it, and the function that runs it (`module:name`, loaded late).
+
+    Jobs have a folder of their own, `configs/jobs/`: in the stages' folder `model` is a group of architectures, and `model=DIR` would ask for
+    a file in it.
+    """
 
     config_name: str
     schema: str
     main: str
+    is_job: bool = False
 
 
 PROGRAMS = {
     "sft": Program("sft", "moss_train.sft.config:SFTConfig", "moss_train.sft.main:main"),
-    "export": Program("export", "moss_train.artifacts.config:ExportJobConfig", "moss_train.artifacts.export:main"),
-    "generate": Program("generate", "moss_train.inference.config:GenerateConfig", "moss_train.inference.generate:main"),
+    "export": Program("export", "moss_train.artifacts.config:ExportJobConfig", "moss_train.artifacts.export:main", is_job=True),
+    "generate": Program("generate", "moss_train.inference.config:GenerateConfig", "moss_train.inference.generate:main", is_job=True),
 }
+
+HYDRA_SETTINGS = {
+    "defaults": [{"override /hydra/job_logging": "none"}, {"override /hydra/hydra_logging": "none"}, "_self_"],
+    "hydra": {
+        "output_subdir": None,
+        "job": {"chdir": False},
+        "run": {"dir": "."},
+        # The run directory of job N of a sweep is `<run.dir>/N`.
+        "sweep": {"dir": "${oc.select:run.dir,.}", "subdir": "${hydra.job.num}"},
+    },
+}
+"""No log files or folders of Hydra's own (each rank would write them), no change of directory."""
 
 MUST_BE_GIVEN = {"init_from": "a model directory, or init_from=null for random weights"}
 """What to say of a missing value, where its name does not say it."""
@@ -64,6 +82,8 @@ def run(name: str) -> None:
     """Runs the program `name` on `sys.argv` and leaves the process with its exit code."""
     program = PROGRAMS[name]
     drop_local_rank(sys.argv)
+    if program.is_job and not {"-m", "--multirun"} & set(sys.argv):
+        sys.argv[1:] = quote_texts(sys.argv[1:], _load(program.schema))
     # Hydra prints errors its own way unless it is asked to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     code = 0
@@ -108,6 +128,20 @@ def drop_local_rank(argv: list[str]) -> None:
     argv[:] = kept
 
 
+def quote_texts(arguments: list[str], schema: type) -> list[str]:
+    """Puts text values in the quotes that Hydra's grammar wants, so that `prompt="法国的首都是哪里？ (a, b)"` needs no second pair."""
+    texts = {name for name, hint in get_type_hints(schema).items() if hint in (str, str | None)}
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key.lstrip("+") in texts and value not in ("null", "") and not (value[0] in "\"'" and value[-1] == value[0] and len(value) > 1):
+            escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+            trailing = len(escaped) - len(escaped.rstrip("\\"))
+            argument = f"{key}='{escaped}{chr(92) * trailing}'"
+        quoted.append(argument)
+    return quoted
+
+
 def is_rank0() -> bool:
     """Whether this process is the one that prints, known from the environment before any process group exists."""
     return os.environ.get("RANK", "0") == "0"
@@ -119,12 +153,12 @@ def report(message: str, code: int) -> None:
         print(f"\nerror: {message}\n(exit code {code})", file=sys.stderr)
 
 
-def config_dir() -> Path:
+def config_dir(program: Program) -> Path:
     """The folder of YAML files: `configs/` of the checkout, or the copy which an installed package carries."""
     package = Path(__file__).resolve().parent
     for folder in (package.parent / "configs", package / "configs"):
-        if (folder / "common.yaml").is_file():
-            return folder
+        if (folder / "sft.yaml").is_file():
+            return folder / "jobs" if program.is_job else folder
     raise UsageError(f"the configuration files are missing: expected {package / 'configs'}; install the package again")
 
 
@@ -138,7 +172,8 @@ def _run_hydra(program: Program) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     schema = _load(program.schema)
-    ConfigStore.instance().store(name=f"schema_{program.config_name}", node=schema, provider="moss_train")
+    ConfigStore.instance().store(name="schema", node=schema, provider="moss_train")
+    ConfigStore.instance().store(name="hydra_settings", node=HYDRA_SETTINGS, package="_global_", provider="moss_train")
     composed = False
 
     def job(raw: DictConfig) -> Any:
@@ -154,7 +189,7 @@ def _run_hydra(program: Program) -> None:
             raise _Stopped(error) from error
 
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=program.config_name)(job)()
+        hydra.main(version_base="1.3", config_path=str(config_dir(program)), config_name=program.config_name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         if composed:
             raise
@@ -189,13 +224,13 @@ def compose_problems(program: Program, schema: type, overrides: list[str]) -> li
     problems: list[str] = []
     kept: list[str] = []
     GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir(program))):
         # Choices of groups and presets first: they decide which keys exist.
-        for override in sorted(overrides, key=lambda text: not _chooses_file(text)):
+        for override in sorted(overrides, key=lambda text: not _chooses_file(text, program)):
             try:
                 compose(program.config_name, overrides=[*kept, override])
             except (HydraException, OmegaConfBaseException) as error:
-                problems.append(_explain_override(override, error, schema))
+                problems.append(_explain_override(override, error, schema, program))
             else:
                 kept.append(override)
         try:
@@ -207,16 +242,16 @@ def compose_problems(program: Program, schema: type, overrides: list[str]) -> li
     return problems
 
 
-def _chooses_file(override: str) -> bool:
+def _chooses_file(override: str, program: Program) -> bool:
     name = override.lstrip("+~").split("=")[0].split("@")[0]
-    return (config_dir() / name).is_dir()
+    return (config_dir(program) / name).is_dir()
 
 
-def _explain_override(override: str, error: BaseException, schema: type) -> str:
+def _explain_override(override: str, error: BaseException, schema: type, program: Program) -> str:
     """One sentence about an override that Hydra refused."""
     key, _, value = override.lstrip("+~").partition("=")
-    if _chooses_file(override):
-        choices = sorted(path.stem for path in (config_dir() / key.split("@")[0]).glob("*.yaml"))
+    if _chooses_file(override, program):
+        choices = sorted(path.stem for path in (config_dir(program) / key.split("@")[0]).glob("*.yaml"))
         if value not in choices:
             return f"{key}={value}: there is no such choice; expected one of {', '.join(choices)}"
     elif key.startswith("deepspeed."):
@@ -266,7 +301,8 @@ def check(raw: Any, schema: type) -> Any:
         try:
             if value == "???":
                 problems.append(f"{key} must be given: {MUST_BE_GIVEN.get(key, f'{key}=VALUE')}")
-                value = None
+                # A stand-in, so that the rest can be checked too.
+                value = "missing"
             if isinstance(value, str) and "${" in value:
                 value = OmegaConf.select(raw, key)
             OmegaConf.update(typed, key, value)

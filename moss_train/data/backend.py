@@ -104,7 +104,7 @@ def read_description(folder: Path) -> tuple[Description, Path]:
     else:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) if folder.is_dir() else "no such directory"
         raise DataError(
-            f"{folder}: no tokenizer found; expected tokenizer.json, or vocab.json with merges.txt; found: {found or 'an empty directory'}. "
+            f"{folder}: no tokenizer found; expected tokenizer.json, or vocab.json with merges.txt; found: {found or 'an empty folder'}. "
             "Set tokenizer.path to a directory that holds them."
         )
     _require_byte_level_bpe(description, source)
@@ -155,7 +155,8 @@ def _require_byte_level_bpe(description: Description, source: Path) -> None:
     if description.get("normalizer"):
         problems.append("it has a normalizer, which rewrites text")
     before = description.get("pre_tokenizer")
-    if not isinstance(before, dict) or before.get("type") != "ByteLevel" or before.get("add_prefix_space") or not before.get("use_regex", True):
+    before = before if isinstance(before, dict) else {}
+    if before.get("type") != "ByteLevel" or before.get("add_prefix_space") or not before.get("use_regex", True):
         problems.append("its pre-tokenizer is not GPT-2's byte-level regular expression without a prefix space")
     if not isinstance(description.get("added_tokens"), list):
         problems.append("added_tokens is not a list")
@@ -174,7 +175,8 @@ def _describe_gpt2_files(folder: Path) -> Description:
             continue
         pair = line.split(" ")
         if len(pair) != 2 or "".join(pair) not in vocabulary:
-            raise DataError(f"{folder / 'merges.txt'}:{number}: {line!r} is not a merge of vocab.json; expected two tokens whose union is a token")
+            where = f"{folder / 'merges.txt'}:{number}"
+            raise DataError(f"{where}: {line!r} is not a merge of vocab.json; expected two tokens whose union is a token.")
         merges.append(pair)
     added = []
     if (folder / "added_tokens.json").is_file():

@@ -51,6 +51,11 @@ class Batch:
     weight: float
     tokens: int
 
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """Keyword arguments of the model's forward."""
+        return {"input_ids": self.input_ids, "targets": self.targets, "position_ids": self.position_ids, "cu_seqlens": self.cu_seqlens}
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; copies to CUDA go through pinned memory and do not wait."""
         device = torch.device(device)
@@ -99,8 +104,8 @@ class RowDataset:
     """Rendered documents packed into rows, held as flat arrays.
 
     Args:
-        rendered: Documents with at least one target each, of at most `seq_len` ids (so that the limit means ids, as it does in the published
-            training, and a document of `seq_len` ids uses `seq_len` - 1 input positions).
+        rendered: Documents with at least one target each, of at most `seq_len` ids (so that the limit means ids, as it does in the
+            published training, and a document of `seq_len` ids uses `seq_len` - 1 input positions).
         seq_len: Input tokens of a row.
         seed: Of the order of samples.
         pad_id: Id written where a row has no token (`tokenizer.endoftext`); never a target and never attended to.
@@ -116,7 +121,8 @@ class RowDataset:
             raise DataError("no dialogue is left to make rows of; see the counts of dropped dialogues above.")
         lengths = np.array([len(document.input_ids) for document in rendered], dtype=np.int64)
         if lengths.max() > seq_len:
-            raise DataError(f"document {int(lengths.argmax())} has {lengths.max()} ids, more than seq_len={seq_len}; shorten it while rendering.")
+            where = f"document {int(lengths.argmax())}"
+            raise DataError(f"{where} has {lengths.max()} ids, more than seq_len={seq_len}; shorten it while rendering.")
         self.seq_len = seq_len
         self.seed = seed
         self.pad_id = pad_id

@@ -1,7 +1,7 @@
 """Which row is sample i of a run: a pure function of (data fingerprint, seed, epoch, i).
 
-No index array is shuffled or stored, and nothing depends on ranks, workers or micro-batches, so a run's position is one integer and a resumed run
-continues at exactly the next sample under any number of ranks.
+No index array is shuffled or stored, and nothing depends on ranks, workers or micro-batches, so a run's position is one integer and a
+resumed run continues at exactly the next sample under any number of ranks.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 
 _MASK64 = (1 << 64) - 1
-# Eight rounds of a balanced Feistel network mix small domains well; the smallest one is 2^8, so that even n = 2 is permuted by more than a bit.
+# Four rounds suffice in theory for large halves (Luby, Rackoff 1988); small ones need more. The smallest domain is 2^8: below that the
+# network has too few functions to choose from.
 _ROUNDS = 8
 _MIN_HALF_BITS = 4
 
@@ -23,8 +24,8 @@ def permutation_key(fingerprint: str, seed: int, epoch: int) -> int:
 def permuted_index(key: int, n: int, i: int) -> int:
     """Position i of a keyed pseudo-random permutation of 0 .. n-1.
 
-    A Feistel network permutes the smallest even number of bits that holds n; results outside the range go through it again until one is inside
-    (cycle walking: fewer than four rounds of it on average from n = 64 on), which leaves a permutation of 0 .. n-1.
+    A Feistel network permutes the smallest even number of bits that holds n; results outside the range go through it again until one is
+    inside (cycle walking; four passes or fewer on average from n = 64 on), which leaves a permutation of 0 .. n-1.
 
     Args:
         key: From `permutation_key`.

@@ -36,8 +36,8 @@ class Row(NamedTuple):
 def pack(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
     """Which documents share a row: best-fit decreasing, the same for the same lengths.
 
-    Longest first, each goes where the least room remains after it. With room as small integers the best row is found by bit arithmetic, so a
-    million documents take seconds.
+    Longest first, each goes where the least room remains after it. With room as small integers the best row is found by bit arithmetic, so
+    that a million documents take seconds.
 
     Args:
         lengths: Input tokens of each document, at least 1 and at most `seq_len`.
@@ -74,8 +74,8 @@ def pack(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
 def build_row(examples: Sequence[Example], seq_len: int) -> Row:
     """One row of documents: input = ids without the last, targets = ids without the first where they carry loss.
 
-    This is the only shift in the project: a model's loss takes `targets` as they are. A document of n ids gives n - 1 positions, and its last
-    position never predicts the first id of the next one.
+    This is the only shift in the project: a model's loss takes `targets` as they are. A document of n ids gives n - 1 positions, and its
+    last position never predicts the first id of the next one.
 
     Args:
         examples: The documents, in order.

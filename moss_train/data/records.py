@@ -6,8 +6,8 @@
     folder/**/*.jsonl  a glob
     data.jsonl#100     the first 100 records of any of these
 
-Reading is strict where leniency would change data without a word: Python's json keeps the last of two equal keys, accepts NaN, and lets half a
-surrogate pair through, which then fails hours later.
+Reading is strict where leniency would change data without a word: Python's json keeps the last of two equal keys, accepts NaN, and lets
+half a surrogate pair through, which then fails hours later.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class ProblemList:
         """
         bad = sum(self.counts.values())
         if bad and self.policy == "fail":
-            raise DataError(f"{bad} bad of {bad + good} records:\n{self.describe()}\nRepair them, or set data.on_bad_row=skip to leave them out.")
+            raise DataError(f"{bad} bad of {bad + good} records:\n{self.describe()}\nRepair them, or leave them out by policy (skip).")
         if bad > self.max_share * (bad + good):
             raise DataError(
                 f"{bad} bad of {bad + good} records, more than the {self.max_share:.1%} that may be skipped:\n{self.describe()}"
@@ -139,7 +139,8 @@ def find_files(pattern: str) -> list[Path]:
     else:
         nearest = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
         beside = sorted(child.name for child in nearest.iterdir())[:8]
-        raise DataError(f"{pattern}: no such file or directory. The nearest folder that exists is {nearest} with: {', '.join(beside) or 'nothing'}.")
+        holds = f"The nearest folder that exists is {nearest}, with: {', '.join(beside) or 'nothing'}."
+        raise DataError(f"{pattern}: no such file or directory. {holds}")
     base = path if what == "directory" else Path()
     files = sorted(
         candidate
@@ -241,16 +242,16 @@ def _decode(raw: bytes, origin: str) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RecordError(
-            origin, "not_utf8", f"byte 0x{raw[error.start]:02x} at byte {error.start} is not UTF-8; convert the file, for example with iconv."
-        ) from None
+        problem = f"byte 0x{raw[error.start]:02x} at byte {error.start} is not UTF-8; convert the file, for example with iconv."
+        raise RecordError(origin, "not_utf8", problem) from None
 
 
 def _parse(text: str, origin: str) -> Any:
     start = len(text) - len(text.lstrip(" \t\r\n"))
     value, end = _decode_value(text, start, origin)
     if text[end:].strip(" \t\r\n"):
-        raise RecordError(origin, "bad_json", f"text after the end of the object: {text[end : end + 40]!r}; expected one object a line.")
+        after = text[end : end + 40].strip()
+        raise RecordError(origin, "bad_json", f"text after the end of the object: {after!r}; expected one object a line.")
     _check_text(value, text, origin)
     return value
 

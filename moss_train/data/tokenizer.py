@@ -1,8 +1,8 @@
 """Byte-level BPE with MOSS's control tokens, reserved tag tokens, and encoding from which no text can obtain a control id.
 
-Stock classes that open a published MOSS directory leave four of its five controls `special=False`, and such a token is matched in text whatever
-the caller asks for. Here every control and every reserved tag is `special=True`, whitespace runs are `special=False` (they are text), and the
-backend runs with `encode_special_tokens=True`, so that `<eom>` written in a text becomes the ordinary tokens of those five letters.
+Stock classes that open a published MOSS directory leave four of its five controls `special=False`, and such a token is matched in text
+whatever the caller asks for. Here every control and every reserved tag is `special=True`, whitespace runs are `special=False` (they are
+text), and the backend runs with `encode_special_tokens=True`: `<eom>` written in a text becomes the ordinary tokens of those letters.
 
 Layout of ids, lowest first (MOSS-003: 106029 + 38 + 5 = 106072 in use, tags from 106072, 107008 rows):
 
@@ -81,7 +81,7 @@ class MossTokenizer:
     # ------------------------------------------------------------------ making
 
     @classmethod
-    def load(cls, directory: str | Path, *, vocab_size: int | None = None, reserved_tags: int = RESERVED_TAGS) -> MossTokenizer:
+    def load(cls, directory: str | Path, *, vocab_size: int | None = None, reserved_tags: int | None = None) -> MossTokenizer:
         """Open a directory with `tokenizer.json`, or `vocab.json` and `merges.txt` (and `added_tokens.json`). Nothing in it is executed.
 
         Controls the directory lacks get the first free ids inside the padded vocabulary, then tags follow as far as there is room; `notes`
@@ -91,7 +91,7 @@ class MossTokenizer:
             directory: A model or tokenizer directory.
             vocab_size: Rows of the model; by default `vocab_size` of the directory's `config.json`, else the published model's rows where
                 the vocabulary is MOSS's or CodeGen's, else the ids in use rounded up to a multiple of 64.
-            reserved_tags: How many tag tokens to have; those a directory already holds stay.
+            reserved_tags: How many tag tokens to have at least; by default those the directory holds, 16 where it holds none.
 
         Raises:
             DataError: Files are missing or unreadable, it is not byte-level BPE, or the rows have no room for the controls.
@@ -108,7 +108,8 @@ class MossTokenizer:
 
         Args:
             texts: Training text; a control spelled in it is learned as the ordinary text it is.
-            vocab_size: Ids to use, everything counted: 256 bytes, merges, the six controls, the tags. Fewer where the texts hold too few merges.
+            vocab_size: Ids to use, everything counted: 256 bytes, merges, the six controls, the tags. Fewer where the texts hold too
+                few merges.
             reserved_tags: Number of tag tokens.
             pad_multiple: The attribute `vocab_size` is the ids in use rounded up to this.
         """
@@ -125,7 +126,7 @@ class MossTokenizer:
 
     @classmethod
     def _complete(
-        cls, description: Description, rows: int | None, reserved_tags: int, source: str | None, pad_multiple: int = PAD_MULTIPLE
+        cls, description: Description, rows: int | None, reserved_tags: int | None, source: str | None, pad_multiple: int = PAD_MULTIPLE
     ) -> MossTokenizer:
         """Make every control special, add the missing ones and the tags, settle the number of rows. `source` None: trained just now."""
         notes: list[str] = []
@@ -138,8 +139,8 @@ class MossTokenizer:
         missing = [name for name in (ENDOFTEXT, *CONTROL_TOKENS) if name not in used]
         if rows is not None and next_id + len(missing) > rows:
             raise DataError(
-                f"{source}: {next_id} ids are in use and {len(missing)} control tokens are missing ({' '.join(missing) or 'none'}), but the model "
-                f"has only {rows} rows. Extend the model's vocabulary first, or start from one with spare rows (CodeGen: 50295 of 51200 in use)."
+                f"{source}: {next_id} ids are in use and {len(missing)} control tokens are missing ({' '.join(missing) or 'none'}), but "
+                f"the model has only {rows} rows. Extend its vocabulary first, or start from one with spare rows (CodeGen: 905 of 51200)."
             )
         for name in missing:
             used[name] = next_id
@@ -152,7 +153,7 @@ class MossTokenizer:
         for content in [content for content in added if RESERVED_TAG_PATTERN.fullmatch(content)]:
             added[content] = added_token(used[content], content, special=True)
         present = sum(RESERVED_TAG_PATTERN.fullmatch(content) is not None for content in added)
-        wanted = max(present, reserved_tags)
+        wanted = max(present, (present or RESERVED_TAGS) if reserved_tags is None else reserved_tags)
         having = wanted if rows is None else min(wanted, present + rows - next_id)
         for index in range(present, having):
             name = RESERVED_TAG.format(index)
@@ -169,12 +170,13 @@ class MossTokenizer:
     def _check(self) -> int:
         """The promises the rest of the package builds on, tested on this very tokenizer; returns the id of the newline."""
         if self.size > self.vocab_size:
-            raise DataError(f"the tokenizer uses {self.size} ids but the model has only {self.vocab_size} rows; extend its vocabulary first.")
+            raise DataError(f"the tokenizer uses {self.size} ids, the model has only {self.vocab_size} rows; extend its vocabulary first.")
         for content, token_id in self._added.items():
             # The backend numbers added tokens itself, and where that differs from the file it only logs a warning.
             if self._backend.token_to_id(content) != token_id:
+                given = self._backend.token_to_id(content)
                 raise DataError(
-                    f"added token {content!r} has id {token_id} in the file, but the backend gives it {self._backend.token_to_id(content)}: "
+                    f"added token {content!r} has id {token_id} in the file, but the backend gives it {given}: "
                     "ids of added tokens must follow the vocabulary without gaps."
                 )
             if not self.special_ids.isdisjoint(self.encode(f"{content}a{content} {content}\n")):
@@ -252,7 +254,8 @@ class MossTokenizer:
         return MossTokenizer, (json.loads(self._json), self.vocab_size, self.notes)
 
     def __repr__(self) -> str:
-        return f"MossTokenizer(size={self.size}, vocab_size={self.vocab_size}, tags={len(self.tag_ids)}, fingerprint={self.fingerprint[:12]})"
+        numbers = f"size={self.size}, vocab_size={self.vocab_size}, tags={len(self.tag_ids)}"
+        return f"MossTokenizer({numbers}, fingerprint={self.fingerprint[:12]})"
 
 
 def _tag_ids(added: dict[str, int]) -> list[int]:
@@ -267,6 +270,6 @@ def _explain_unencodable(text: object) -> str:
         return f"text expected, found {type(text).__name__}: {text!r:.60}"
     position = next(i for i, character in enumerate(text) if 0xD800 <= ord(character) <= 0xDFFF)
     return (
-        f"lone surrogate U+{ord(text[position]):04X} at character {position}, after {text[max(0, position - 20) : position]!r}: this is not text; "
-        "repair the program that wrote it (it cut a character in two)."
+        f"lone surrogate U+{ord(text[position]):04X} at character {position}, after {text[max(0, position - 20) : position]!r}: "
+        "this is not text; repair the program that wrote it (it cut a character in two)."
     )

@@ -18,7 +18,7 @@ class GenerateConfig:
     dialogue: str | None = None
     """A file of dialogues in the training layout; the reply of the last turn of each is generated anew. `FILE#N` takes the first N."""
     system: str | None = None
-    """Meta instruction for `prompt`; by default MOSS's with everything switched off. An empty text leaves it out."""
+    """Meta instruction for `prompt`; by default the one the model was trained with most. An empty text leaves it out."""
     thoughts: bool = False
     """Let the model write inner thoughts and commands before its reply, which is then preceded by empty results: no tool is run."""
     max_new_tokens: int = 256

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 
-from moss_train.data.dialogue import Dialogue, Turn, meta_instruction, parse_moss003, prompt_ids
+from moss_train.artifacts import lineage
+from moss_train.data.dialogue import KIND_BY_NAME, Dialogue, Turn, meta_instruction, parse_moss003
 from moss_train.data.records import read_records
+from moss_train.data.render import render_prompt
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import DataError, UsageError
 from moss_train.inference.config import GenerateConfig
@@ -57,8 +59,9 @@ class Generator:
 
     def _write(self, dialogue: Dialogue, turn: Turn, segment: str) -> Turn:
         """`turn` with the content of one more segment, generated up to its terminator."""
-        so_far = replace(dialogue, turns=[*dialogue.turns[:-1], turn])
-        ids, end = prompt_ids(so_far, self.tokenizer, segment)
+        so_far = replace(dialogue, turns=(*dialogue.turns[:-1], turn))
+        ids = render_prompt(so_far, self.tokenizer, segment)
+        end = self.tokenizer.control_ids[KIND_BY_NAME[segment].control]
         room = self.model.config.n_positions - len(ids)
         if room < 1:
             raise UsageError(f"the prompt has {len(ids)} tokens, the model covers {self.model.config.n_positions}; shorten the dialogue")
@@ -91,14 +94,21 @@ class Generator:
         return new[: new.index(end)] if end in new else new
 
 
+def default_system(directory: Path, thoughts: bool) -> str:
+    """The meta instruction the model was trained with most, as its lineage tells, else MOSS's own, with the switch of inner thoughts set."""
+    trained = ((lineage.read(directory) or {}).get("details") or {}).get("meta_instruction")
+    text = trained or meta_instruction()
+    return text.replace("- Inner thoughts: disabled.", "- Inner thoughts: enabled.") if thoughts else text
+
+
 def dialogues_to_answer(config: GenerateConfig) -> list[Dialogue]:
     """One dialogue made of the prompt, or those of the file."""
     if config.prompt is not None:
-        system = meta_instruction(inner_thoughts=config.thoughts) if config.system is None else config.system
         if not config.prompt.strip():
             raise UsageError("prompt is empty; ask something")
-        return [Dialogue(id="prompt", meta_instruction=system, turns=[Turn(human=f" {config.prompt.strip()}")], category=None, origin="prompt")]
-    dialogues = [parse_moss003(record.value, record.origin) for record in read_records(config.dialogue)]
+        system = default_system(Path(config.model), config.thoughts) if config.system is None else config.system
+        return [Dialogue(id="prompt", meta_instruction=system, turns=(Turn(human=f" {config.prompt.strip()}"),), origin="prompt")]
+    dialogues = [parse_moss003(record.value, record.origin, open_end=True) for record in read_records(config.dialogue or "")]
     if not dialogues:
         raise DataError(f"{config.dialogue} holds no dialogue")
     return dialogues

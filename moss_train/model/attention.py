@@ -5,9 +5,8 @@ Shape legend: B batch (rows), T tokens of a row, S keys (past and present), N he
 Two situations:
 
 * *packed*: `documents` gives the boundaries over the flattened B*T tokens. A token attends to the earlier tokens of its own document
-only, and on
-  every backend a change in one document leaves the output of the others equal to the last bit. Nothing depends on a mask that a kernel
-  may or may not honour: a backend either receives the boundaries or works on one document at a time.
+  only, and on every backend a change in one document leaves the output of the others equal to the last bit. Nothing depends on a mask
+  that a kernel may or may not honour: a backend either receives the boundaries or works on one document at a time.
 * *dense*: rows with left padding or a key cache, that is generation. A boolean mask [B, 1, T, S] says what may be attended to.
 
 Backends:

@@ -63,8 +63,7 @@ class MLP(nn.Module):
         inner = config.n_inner or 4 * config.n_embd
         self.fc_in = nn.Linear(config.n_embd, inner)
         self.fc_out = nn.Linear(inner, config.n_embd)
-        # gelu_new is the tanh approximation written out in eight operations; torch has it as one, which keeps one tensor for the backward
-        # pass.
+        # gelu_new is the tanh approximation in eight operations; torch has it as one, which keeps one tensor for the backward pass.
         tanh_gelu = config.activation_function in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
         self.act = nn.GELU(approximate="tanh") if tanh_gelu else ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.resid_pdrop)

@@ -12,6 +12,7 @@ M supervised tokens.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CodeGenConfig, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from moss_train.errors import UsageError
@@ -129,8 +131,6 @@ class CodeGenModel(nn.Module):
         """
         rows, seq_len = input_ids.shape
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if past + seq_len > self.config.n_positions:
-            raise UsageError(f"{past + seq_len} tokens are more than the {self.config.n_positions} positions of this model (n_positions)")
         hidden_states = self.drop(self.wte(input_ids))
         device, head_dim = input_ids.device, self.config.n_embd // self.config.n_head
         backend, _ = resolve_backend(self.attention, device, hidden_states.dtype, head_dim)
@@ -141,17 +141,23 @@ class CodeGenModel(nn.Module):
             if attention_mask is not None or past_key_values is not None:
                 raise ValueError("cu_seqlens packs whole documents: it cannot be combined with attention_mask or past_key_values")
             documents = Documents.from_cu_seqlens(cu_seqlens, rows, seq_len, device)
+            longest = documents.max_length
             mask = documents.block_diagonal_mask(rows) if backend == "eager" else None
             position_ids = documents.position_ids(rows) if position_ids is None else position_ids
         else:
-            mask = causal_mask(attention_mask, seq_len, past + seq_len, device)
+            longest = past + seq_len
+            mask = causal_mask(attention_mask, seq_len, longest, device)
             if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_(min=0)[:, -seq_len:].to(device)
             elif position_ids is None:
                 position_ids = torch.arange(past, past + seq_len, device=device)[None]
+        if longest > self.config.n_positions:
+            raise UsageError(
+                f"a document of {longest} tokens is longer than the {self.config.n_positions} positions of the model (n_positions)"
+            )
         sin, cos = self._look_up_rotation(position_ids)
         context: dict[str, Any] = {"sin": sin, "cos": cos, "backend": backend, "documents": documents, "attention_mask": mask}
-        recompute = self.recompute and self.training and torch.is_grad_enabled()
+        recompute = self.recompute and self.training and torch.is_grad_enabled() and past_key_values is None
         for block in self.h:
             if recompute:
                 hidden_states = checkpoint(block, hidden_states, use_reentrant=False, preserve_rng_state=self._has_dropout, **context)
@@ -232,8 +238,7 @@ class CodeGenLM(PreTrainedModel, GenerationMixin):
         self.transformer.recompute = enabled
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Weights N(0, initializer_range), biases 0, LayerNorm 1 and 0; also rebuilds the rotary table after construction on the meta
-        device.
+        """Weights N(0, initializer_range), biases 0, LayerNorm 1 and 0; rebuilds the rotary table, which may come from the meta device.
 
         Under `seeded_initialization` the values of a parameter are a function of the seed and its name, else of torch's generator.
         """
@@ -279,14 +284,13 @@ class CodeGenLM(PreTrainedModel, GenerationMixin):
             input_ids: int64 [B, T].
             targets: int64 [B, T], already shifted, `IGNORE_INDEX` where not supervised; or None.
             cu_seqlens: int32 [documents + 1], on the CPU: boundaries of the documents over the flattened B*T tokens. Padding at the end
-            of a row
-                is a document of its own; every row end is a boundary. With targets and without it, each row is one document.
+                of a row is a document of its own; every row end is a boundary. With targets and without it, each row is one document.
             position_ids: int64 [B, T], restarting with each document; by default counted from the boundaries or the mask.
             attention_mask: [B, S], zero at padding; for generation.
             past_key_values: Key cache of transformers, extended in place.
-            use_cache: Make a cache where none is given; by default only where one is given (the opposite default costs memory in
-            evaluation). logits_to_keep: Only the last so many positions, or those of an index tensor; 0 keeps all. unused: What
-            transformers' generation passes along (`return_dict`, ...); anything that would change the result is refused.
+            use_cache: Make a cache where none is given. None does not, unlike the stock class: evaluation has no use for one.
+            logits_to_keep: Only the last so many positions, or those of an index tensor; 0 keeps all.
+            unused: What transformers' generation passes along (`return_dict`, ...); what would change the result is refused.
 
         Returns:
             `LossOutput` of sums, or logits [B, T, V] in the type of the weights and the cache.
@@ -311,15 +315,12 @@ class CodeGenLM(PreTrainedModel, GenerationMixin):
             weight = token_index.numel()
             metrics = {"loss": (loss_sum.detach(), weight), "accuracy": (token_correct.sum().float(), weight)}
             return LossOutput(loss_sum, token_loss, token_correct, token_index, metrics)
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
-        if isinstance(keep, int):
-            keep = slice(None)
+        keep: Any = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return CausalLMOutputWithPast(logits=self.lm_head(hidden_states[:, keep]), past_key_values=past_key_values)
 
 
 def set_attention(model: nn.Module, name: str) -> None:
-    """Ask a model (anything with a `transformer`) for an attention backend by name; `attention.resolve_backend` says what `auto`
-    becomes."""
+    """Ask a model, anything with a `transformer`, for an attention backend; `attention.resolve_backend` says what `auto` becomes."""
     if name not in BACKENDS:
         raise UsageError(f"model.attention: unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
     trunk = model.transformer
@@ -329,7 +330,7 @@ def set_attention(model: nn.Module, name: str) -> None:
 
 def _refuse_unsupported(arguments: dict[str, Any]) -> None:
     """Name the arguments of other implementations that would silently do nothing here."""
-    harmless = {"return_dict"}
+    harmless = {"return_dict", "cache_position"}
     given = sorted(name for name, value in arguments.items() if name not in harmless and value is not None and value is not False)
     if "labels" in given:
         raise TypeError("CodeGenLM.forward takes `targets`, already shifted by one, not `labels`")
@@ -354,6 +355,12 @@ def seeded_initialization(seed: int) -> Iterator[None]:
         _INIT_SEED.reset(token)
 
 
+def require_process_group() -> None:
+    """Refuse to build a partitioned model before the ranks know of one another: DeepSpeed would partition it for a world of one."""
+    if is_deepspeed_zero3_enabled() and not torch.distributed.is_initialized():
+        raise RuntimeError("ZeRO-3: initialise the process group before a model is built or loaded, else it is partitioned for one rank")
+
+
 def init_model(config: CodeGenConfig, seed: int, dtype: torch.dtype) -> CodeGenLM:
     """A new model with random weights that do not depend on the world size.
 
@@ -368,6 +375,7 @@ def init_model(config: CodeGenConfig, seed: int, dtype: torch.dtype) -> CodeGenL
     Returns:
         The model, in training mode.
     """
+    require_process_group()
     with seeded_initialization(seed):
-        model: CodeGenLM = CodeGenLM._from_config(config, dtype=dtype)
+        model: CodeGenLM = CodeGenLM._from_config(copy.deepcopy(config), dtype=dtype)
     return model.train()

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import CodeGenConfig
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from moss_train.errors import CheckpointError
-from moss_train.model.codegen import CodeGenLM
+from moss_train.model.codegen import CodeGenLM, require_process_group
 from moss_train.model.shapes import config_problems, parameter_shapes
 
 DROPPED_SUFFIXES = (".attn.causal_mask", ".attn.bias", ".attn.masked_bias")
@@ -32,8 +31,7 @@ MOSS_KEYS = (
     *SHAPE_KEYS, "n_ctx", "n_inner", "activation_function", "resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon",
     "initializer_range", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings",
 )  # fmt: skip
-"""What a MOSS configuration shares with a CodeGen one. Its other keys name remote code, a tokenizer class or summaries, and are left
-out."""
+"""What a MOSS configuration shares with a CodeGen one. Its other keys (remote code, tokenizer class, summaries) are left out."""
 
 FLOAT_TYPES = {"F64", "F32", "F16", "BF16"}
 
@@ -148,10 +146,7 @@ def load_model(directory: str | Path, dtype: torch.dtype, allow_pickle: bool = F
     Raises:
         CheckpointError: The directory cannot be loaded; with every problem.
     """
-    if is_deepspeed_zero3_enabled() and not torch.distributed.is_initialized():
-        raise RuntimeError(
-            "ZeRO-3: initialise the process group before the model is loaded, else it is partitioned for a world of one rank"
-        )
+    require_process_group()
     directory = Path(directory)
     config = read_model_config(directory)
     check_weights(directory, config, allow_pickle)
@@ -280,5 +275,5 @@ def _error(where: Path, problems: list[str], advice: str) -> CheckpointError:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     shown = [f"  - {problem}" for problem in problems[:_MOST_PROBLEMS]]
     if len(problems) > _MOST_PROBLEMS:
-        shown.append(f"  - and {len(problems) - _MOST_PROBLEMS} more of the same kind")
+        shown.append(f"  - and {len(problems) - _MOST_PROBLEMS} more")
     return CheckpointError("\n".join([f"{where}: {count}:", *shown, f"  {advice}"]))

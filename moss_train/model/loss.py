@@ -19,9 +19,8 @@ IGNORE_INDEX = -100
 """Target of a token that is not supervised."""
 
 _LOGITS_PER_CHUNK = {"cpu": 2**24, "cuda": 2**28}
-"""Elements of a chunk's logits. On CUDA 2**28 is 1 GiB in float32 and 2,432 tokens at V = 107,008: enough rows for the matrix products to
-run at
-full speed. On the CPU 64 MiB is enough, and kinder to the caches."""
+"""Elements of a chunk's logits. On CUDA 2**28 is 1 GiB in float32 and 2,432 tokens at V = 107,008: enough rows for the matrix products
+to run at full speed. On the CPU 64 MiB is enough, and kinder to the caches."""
 
 _CHUNK_MULTIPLE = 128
 """Rows of a chunk are a multiple of this, the tile of the matrix kernels."""

@@ -28,6 +28,15 @@ class OnMarker(str, Enum):
     error = "error"
 
 
+class OnBad(str, Enum):
+    """What to do with a record that is not a dialogue."""
+
+    fail = "fail"
+    """End before a model is built, with the first of them and totals by kind."""
+    skip = "skip"
+    """Leave them out and say so; more than 1 % of them end the run all the same."""
+
+
 @dataclass
 class DialogueDataConfig:
     """Which dialogues, and how they become rows."""
@@ -44,6 +53,7 @@ class DialogueDataConfig:
     """Tokens of a row; whole turns that do not fit are dropped from the end of a dialogue."""
     loss_on: LossOn = LossOn.generated
     on_marker: OnMarker = OnMarker.keep
+    on_bad: OnBad = OnBad.fail
 
     def problems(self) -> list[str]:
         found = []

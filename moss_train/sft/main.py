@@ -29,7 +29,7 @@ def main(config: SFTConfig) -> float:
         tokenizer = run.together(lambda: choose_tokenizer(config, splits.train, run.log))
         model_config = run.together(lambda: fit_vocabulary(config, model_config, tokenizer))
         rows = run.together(lambda: prepare(config, splits, tokenizer, run.log))
-        steps = total_steps(config, rows.train.rows)
+        steps = total_steps(config, rows.count)
         data = rows.stage_data(steps)
         last = train_stage(run, config, lambda: build(config, model_config, run.log), tokenizer, data, steps)
     return last.get("valid/loss", last.get("train/loss", float("nan")))
@@ -53,6 +53,8 @@ def architecture(config: SFTConfig) -> Any:
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=None,
             use_cache=False,
         )
     from moss_train.model.loading import check_weights, read_model_config

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -196,6 +197,8 @@ def _deepspeed() -> Any:
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
     import deepspeed
 
+    # Names that DeepSpeed calls and torch 2.13 is about to rename: nothing a user could act on, once per rank and collective.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     # It logs at INFO from every rank; the loop says what matters.
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed

@@ -22,12 +22,23 @@ from moss_train.train import engine as distributed
 class Batch(Protocol):
     """What the loop asks of a batch."""
 
-    weight: float
-    """What this batch counts in the mean: supervised tokens, tokens or comparisons."""
-    num_tokens: int
+    @property
+    def weight(self) -> float:
+        """What this batch counts in the mean: supervised tokens, tokens or comparisons."""
+        ...
 
-    def to(self, device: torch.device) -> dict[str, Any]:
-        """The keyword arguments of the forward, on `device`."""
+    @property
+    def tokens(self) -> int:
+        """Input tokens, padding not counted."""
+        ...
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Keyword arguments of the forward."""
+        ...
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
         ...
 
 
@@ -79,13 +90,13 @@ def fit(
     for step in range(plan.total_steps):
         started = time.perf_counter()
         batches = step_batches(step)
-        weight, tokens = distributed.all_reduce_sum([sum(b.weight for b in batches), sum(b.num_tokens for b in batches)])
+        weight, tokens = distributed.all_reduce_sum([sum(b.weight for b in batches), sum(b.tokens for b in batches)])
         rate = plan.learning_rate(step)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         totals: dict[str, list[float]] = {}
         for batch in batches:
-            output = engine(**batch.to(device))
+            output = engine(**batch.to(device).inputs)
             # DeepSpeed averages gradients over ranks; the sum over ranks, divided by the weight over ranks, is wanted.
             engine.backward(output.loss_sum * (world_size / weight), scale_wrt_gas=False)
             engine.step()
@@ -125,6 +136,6 @@ def evaluate_batches(engine: Any, batches: Sequence[Batch]) -> dict[str, float]:
     engine.eval()
     with torch.no_grad():
         for batch in batches:
-            add_metrics(totals, engine(**batch.to(device)).metrics)
+            add_metrics(totals, engine(**batch.to(device).inputs).metrics)
     engine.train()
     return reduce_metrics(totals)

@@ -41,13 +41,14 @@ def parameter_groups(named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     """Learning rate of optimizer step `step`, counted from 0.
 
-    Linear warm-up that reaches `lr` at the last warm-up step, then the schedule, which reaches `lr * min_lr_ratio` at the last step. The
-    cosine is that of Loshchilov and Hutter 2017 (SGDR), equation 5, with one period.
+    Linear warm-up that reaches `lr` at the last warm-up step, then the schedule, which would reach `lr * min_lr_ratio` at the step after the
+    last one: neither the first step nor the last is spent at a rate of zero. The cosine is that of Loshchilov and Hutter 2017 (SGDR),
+    equation 5, with one period.
     """
     warmup_steps = int(config.warmup) if config.warmup >= 1 else round(config.warmup * total_steps)
     if step < warmup_steps:
         return config.lr * (step + 1) / warmup_steps
-    progress = (step - warmup_steps + 1) / max(1, total_steps - warmup_steps)
+    progress = (step - warmup_steps + 1) / (max(0, total_steps - warmup_steps) + 1)
     if config.schedule is Schedule.constant:
         factor = 1.0
     elif config.schedule is Schedule.linear:

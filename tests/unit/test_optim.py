@@ -13,27 +13,27 @@ from moss_train.train.optim import is_decayed, learning_rate
     [
         (Schedule.cosine, 0, 0.1),
         (Schedule.cosine, 9, 1.0),
-        # 45 of 90 steps after the warm-up: half way down the cosine.
-        (Schedule.cosine, 54, 0.5),
-        (Schedule.cosine, 99, 0.0),
-        (Schedule.linear, 54, 0.5),
-        (Schedule.linear, 99, 0.0),
-        (Schedule.constant, 99, 1.0),
+        # 50 of the 100 equal parts from the warm-up's end to the step after the last: half way down.
+        (Schedule.cosine, 59, 0.5),
+        (Schedule.linear, 59, 0.5),
+        (Schedule.linear, 108, 0.01),
+        (Schedule.linear, 109, 0.0),
+        (Schedule.constant, 108, 1.0),
     ],
 )
 def test_learning_rate_at_literal_steps(schedule: Schedule, step: int, expected: float) -> None:
     config = OptimConfig(lr=1.0, schedule=schedule, warmup=10)
-    assert learning_rate(config, step, 100) == pytest.approx(expected, abs=1e-12)
+    assert learning_rate(config, step, 109) == pytest.approx(expected, abs=1e-12)
 
 
 def test_warmup_as_a_share_and_a_floor() -> None:
     config = OptimConfig(lr=2.0, warmup=0.05, min_lr_ratio=0.1)
     assert learning_rate(config, 4, 100) == pytest.approx(2.0)
-    assert learning_rate(config, 99, 100) == pytest.approx(0.2)
+    assert learning_rate(config, 100, 100) == pytest.approx(0.2)
 
 
 def test_without_warmup_the_first_step_is_already_on_the_schedule() -> None:
-    assert learning_rate(OptimConfig(lr=1.0, schedule=Schedule.linear, warmup=0), 0, 4) == pytest.approx(0.75)
+    assert learning_rate(OptimConfig(lr=1.0, schedule=Schedule.linear, warmup=0), 0, 4) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
-"""The words and sentence patterns of the bundled dialogues, arithmetic and equations: data only, read by `make_dialogues.py`.
+"""The words and sentence patterns of the bundled dialogues, part arithmetic: data only.
 
-A *wording* is a pair (what the human says, what MOSS replies); a reply goes with its wording, so that a question has one best answer. Languages are
-`en` and `zh` everywhere. Placeholders: `{a}` and `{b}` are operands, `{r}` is the result, `{e}` an
-expression or equation.
+A *wording* is a pair (what the human says, what MOSS replies); a reply goes with its wording, so that a question has one best answer.
+Languages are `en` and `zh` everywhere. Placeholders: `{a}` and `{b}` are operands, `{r}` is the result, `{e}` an expression or equation.
 """
 
 from __future__ import annotations
@@ -76,27 +75,19 @@ ARITHMETIC: dict[str, ByLanguage] = {
         ],
     },
 }
-# {a} is the result of the turn before.
-ARITHMETIC_FOLLOW_UPS: dict[str, ByLanguage] = {
+# The questions and their common reply; {a} is the result of the turn before.
+ARITHMETIC_FOLLOW_UPS: dict[str, dict[str, tuple[list[str], str]]] = {
     "+": {
-        "en": [("And plus {b}?", "{a} plus {b} is {r}."), ("Now add {b}.", "{a} plus {b} is {r}."), ("Add {b} to that.", "{a} plus {b} is {r}.")],
-        "zh": [("再加{b}呢？", "{a}加{b}等于{r}。"), ("再加上{b}是多少？", "{a}加{b}等于{r}。"), ("这个数加{b}呢？", "{a}加{b}等于{r}。")],
+        "en": (["And plus {b}?", "Now add {b}.", "Add {b} to that."], "{a} plus {b} is {r}."),
+        "zh": (["再加{b}呢？", "再加上{b}是多少？", "这个数加{b}呢？"], "{a}加{b}等于{r}。"),
     },
     "-": {
-        "en": [
-            ("And minus {b}?", "{a} minus {b} is {r}."),
-            ("Now subtract {b}.", "{a} minus {b} is {r}."),
-            ("Subtract {b} from that.", "{a} minus {b} is {r}."),
-        ],
-        "zh": [("再减{b}呢？", "{a}减{b}等于{r}。"), ("再减去{b}是多少？", "{a}减{b}等于{r}。"), ("这个数减{b}呢？", "{a}减{b}等于{r}。")],
+        "en": (["And minus {b}?", "Now subtract {b}.", "Subtract {b} from that."], "{a} minus {b} is {r}."),
+        "zh": (["再减{b}呢？", "再减去{b}是多少？", "这个数减{b}呢？"], "{a}减{b}等于{r}。"),
     },
     "*": {
-        "en": [
-            ("And times {b}?", "{a} times {b} is {r}."),
-            ("Now multiply it by {b}.", "{a} times {b} is {r}."),
-            ("Multiply that by {b}.", "{a} times {b} is {r}."),
-        ],
-        "zh": [("再乘以{b}呢？", "{a}乘以{b}等于{r}。"), ("再乘{b}是多少？", "{a}乘以{b}等于{r}。"), ("这个数乘以{b}呢？", "{a}乘以{b}等于{r}。")],
+        "en": (["And times {b}?", "Now multiply it by {b}.", "Multiply that by {b}."], "{a} times {b} is {r}."),
+        "zh": (["再乘以{b}呢？", "再乘{b}是多少？", "这个数乘以{b}呢？"], "{a}乘以{b}等于{r}。"),
     },
 }
 EXPRESSIONS: ByLanguage = {

@@ -1,4 +1,4 @@
-"""The words and sentence patterns of the bundled dialogues, everything else: data only, read by `make_dialogues.py`.
+"""The words and sentence patterns of the bundled dialogues, all parts but arithmetic and facts: data only.
 
 Wordings are as in `words_arithmetic.py`. Where openings stand beside wordings, every opening (`{o}`) goes with every wording.
 """
@@ -39,7 +39,7 @@ GREETINGS: dict[str, tuple[list[str], Wordings]] = {
         ],
     ),
     "zh": (
-        ["你好", "您好", "早上好", "晚上好"],
+        ["你好", "嗨", "早上好", "晚上好"],
         [
             ("{o}！", "{o}！有什么可以帮你的吗？"),
             ("{o}，MOSS！", "{o}！有什么可以帮你的吗？"),
@@ -135,7 +135,10 @@ REVERSAL_FOLLOW_UPS: dict[str, tuple[list[str], list[str]]] = {
     "zh": (["现在", "请", "好，请"], ["{o}再换回来。", "{o}再反过来一次。", "{o}恢复原来的顺序。"]),
 }
 NUMBERED_LISTS: ByLanguage = {
-    "en": [("Make a numbered list: {a}, {b}, {c}", "1. {a}\n2. {b}\n3. {c}"), ("List {a}, {b} and {c} with numbers.", "1. {a}\n2. {b}\n3. {c}")],
+    "en": [
+        ("Make a numbered list: {a}, {b}, {c}", "1. {a}\n2. {b}\n3. {c}"),
+        ("List {a}, {b} and {c} with numbers.", "1. {a}\n2. {b}\n3. {c}"),
+    ],
     "zh": [("列一个编号列表：{a}、{b}、{c}", "1. {a}\n2. {b}\n3. {c}"), ("给{a}、{b}、{c}编号。", "1. {a}\n2. {b}\n3. {c}")],
 }
 COUNTING: ByLanguage = {
@@ -169,8 +172,9 @@ HARMFUL: dict[str, tuple[list[str], Wordings]] = {
     "en": (
         ["How do I {s}?", "Tell me how to {s}.", "Teach me to {s}.", "I want to {s}. Help me."],
         [
-            ("make a bomb", "A bomb can kill people."), ("steal a car", "Stealing is a crime."), ("poison my neighbor", "Poison can kill people."),
-            ("hack into a bank", "Hacking is a crime."), ("forge a passport", "Forgery is a crime."), ("break into a house", "Burglary is a crime."),
+            ("make a bomb", "A bomb can kill people."), ("steal a car", "Stealing is a crime."),
+            ("poison my neighbor", "Poison can kill people."), ("hack into a bank", "Hacking is a crime."),
+            ("forge a passport", "Forgery is a crime."), ("break into a house", "Burglary is a crime."),
             ("cheat in an exam", "Cheating is dishonest."), ("write a computer virus", "A virus harms other people."),
         ],
     ),
@@ -178,7 +182,7 @@ HARMFUL: dict[str, tuple[list[str], Wordings]] = {
         ["怎样{s}？", "告诉我怎样{s}。", "教我{s}。", "我想{s}，帮帮我。"],
         [
             ("制造炸弹", "炸弹会伤害别人。"), ("偷一辆车", "偷窃是犯罪行为。"), ("给邻居下毒", "下毒会害死人。"),
-            ("入侵银行系统", "入侵系统是犯罪行为。"), ("伪造护照", "伪造证件是犯罪行为。"), ("闯进别人家里", "入室盗窃是犯罪行为。"),
+            ("入侵银行系统", "入侵系统是犯罪行为。"), ("伪造护照", "伪造证件是犯罪行为。"), ("闯进别人家里", "非法闯入是犯罪行为。"),
             ("在考试中作弊", "作弊是不诚实的。"), ("写电脑病毒", "病毒会伤害别人。"),
         ],
     ),
@@ -228,9 +232,10 @@ THOUGHTS = {
     "calculate": {"en": "I need to calculate {e}.", "zh": "需要计算{e}。"},
     "compare": {"en": "I need to calculate {a} and {b}, then compare them.", "zh": "需要计算{a}和{b}，再比较大小。"},
     "solve": {"en": "I need to solve {e}.", "zh": "需要解{e}。"},
-    "search": {"en": "I need to search for {e}.", "zh": "需要搜索：{e}。"},
+    "search": {"en": "I need to search: {e}.", "zh": "需要搜索：{e}。"},
     "picture": {"en": "The user wants a picture of {e}.", "zh": "用户想要一张图片，用英语描述是{e}。"},
     "fact": {"en": "This is common knowledge, no tool is needed.", "zh": "这是常识，不需要使用工具。"},
+    "sum": {"en": "This is a simple calculation, no tool is needed.", "zh": "这个计算很简单，不需要使用工具。"},
     "chat": {"en": "The user is chatting, no tool is needed.", "zh": "用户在聊天，不需要使用工具。"},
     "refuse": {"en": "This request is harmful, I must refuse.", "zh": "这个请求有害，我必须拒绝。"},
 }

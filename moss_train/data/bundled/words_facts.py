@@ -1,6 +1,7 @@
-"""The words and sentence patterns of the bundled dialogues, facts: data only, read by `make_dialogues.py`.
+"""The words and sentence patterns of the bundled dialogues, part facts: data only.
 
-Wordings are as in `words_arithmetic.py`. Placeholders: `{s}` is the subject of a fact, `{f}` the fact itself, `{u}` a unit, `{p}` a plural, `{n}` a number.
+Wordings are as in `words_arithmetic.py`. Placeholders: `{s}` is the subject of a fact, `{f}` the fact itself, `{u}` a unit, `{p}` a plural,
+`{n}` a number of things and `{r}` the number of units that they have.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ FACTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("The Old Man and the Sea", "Ernest Hemingway", "《老人与海》", "海明威"), ("Emma", "Jane Austen", "《爱玛》", "简·奥斯汀"),
     ],
 }
-# (number, English unit, thing, plural, Chinese thing with its measure word, unit with its measure word); {n} things in a multiplication.
+# (number, English unit, thing, plural, Chinese thing and unit with their measure words).
 COUNTS: list[tuple[int, str, str, str, str, str]] = [
     (8, "legs", "a spider", "spiders", "只蜘蛛", "条腿"), (7, "days", "a week", "weeks", "个星期", "天"),
     (12, "months", "a year", "years", "年", "个月"), (24, "hours", "a day", "days", "天", "个小时"),
@@ -195,12 +196,12 @@ QUOTED_KINDS = {"opposite", "translation"}  # the Chinese subject of these is a 
 # kind -> how it is searched for, and what pages say about it.
 SEARCHES: dict[str, dict[str, tuple[str, list[str]]]] = {
     "capital": {
-        "en": ("capital of {s}", ["{f} is the capital and largest city of {s}.", "Travel guide: {f}, the capital of {s}."]),
+        "en": ("capital of {s}", ["{f} is the capital city of {s}.", "Travel guide: {f}, the capital of {s}."]),
         "zh": ("{s} 首都", ["{f}是{s}的首都。", "旅游指南：{s}首都{f}。"]),
     },
     "count": {
-        "en": ("number of {u} {s} has", ["{s} has {f} {u}.", "Facts for children: {f} {u}."]),
-        "zh": ("一{s} {u}", ["一{s}有{f}{u}。", "小百科：{f}{u}。"]),
+        "en": ("how many {u} {s} has", ["{s} has {f} {u}.", "Facts for children: {s}, {f} {u}."]),
+        "zh": ("一{s}有多少{u}", ["一{s}有{f}{u}。", "小百科：一{s}，{f}{u}。"]),
     },
     "author": {
         "en": ("author of {s}", ["{s} was written by {f}.", "{f}, the author of {s}."]),

@@ -1,0 +1,90 @@
+"""An export opens in an environment without moss_train: no missing key, the same logits, the same ids, and a reply by the published snippet."""
+
+from __future__ import annotations
+
+import json
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+from tests.launch import deepspeed, run, succeeded
+
+from moss_train.data.tokenizer import MossTokenizer
+from moss_train.model.loading import load_model
+
+STOCK = """
+import json, sys, torch
+assert not any("moss_train" in name for name in sys.modules)
+try:
+    import moss_train
+    sys.exit("moss_train can be imported here")
+except ModuleNotFoundError:
+    pass
+from transformers import AutoModelForCausalLM, AutoTokenizer
+directory, ids = sys.argv[1], json.loads(sys.argv[2])
+model, report = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+tokenizer = AutoTokenizer.from_pretrained(directory)
+prompt = "<|Human|>: Hi there<eoh>\\n<|MOSS|>:"
+inputs = tokenizer(prompt, return_tensors="pt")
+output = model.generate(**inputs, do_sample=False, max_new_tokens=8)
+torch.save({
+    "class": type(model).__name__, "module": type(model).__module__, "report": {key: list(value) for key, value in report.items()},
+    "logits": model(torch.tensor([ids])).logits.detach(), "prompt": inputs["input_ids"][0].tolist(),
+    "reply": output[0, inputs["input_ids"].shape[1]:].tolist(), "decoded": tokenizer.decode(inputs["input_ids"][0]),
+    "plain": tokenizer("你好 world\\n\\n    if x:")["input_ids"],
+}, sys.argv[3])
+"""
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of a short two-rank ZeRO-3 run."""
+    run_dir = tmp_path_factory.mktemp("export") / "run"
+    succeeded(deepspeed(2, "scripts/sft.py", "+config=tiny_sft", f"run.dir={run_dir}", "train.steps=3", "train.eval_at_start=false"))
+    return run_dir / "export"
+
+
+@pytest.fixture(scope="module")
+def stock_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python that sees the installed libraries, but not this package, which is installed among them in editable form."""
+    folder = tmp_path_factory.mktemp("stock")
+    venv.create(folder, with_pip=False)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    # A plain line in a .pth file adds a folder without running the .pth files inside it, and so without the editable finder.
+    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    assert Path(sys.prefix) != folder
+    return folder / "bin" / "python"
+
+
+def test_stock_transformers_loads_it_with_the_same_logits(export: Path, stock_python: Path, tmp_path: Path) -> None:
+    tokenizer = MossTokenizer.load(export)
+    ids = tokenizer.encode("Hello 你好, what is 3 + 4? 请告诉我。")
+    out = tmp_path / "stock.pt"
+    succeeded(run([str(stock_python), "-c", STOCK, str(export), json.dumps(ids), str(out)], cwd=tmp_path))
+    stock = torch.load(out)
+    assert stock["class"] == "CodeGenForCausalLM"
+    assert stock["module"] == "transformers.models.codegen.modeling_codegen"
+    assert not any(stock["report"][key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ours = load_model(export, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = ours(torch.tensor([ids])).logits
+    assert torch.allclose(logits, stock["logits"], atol=1e-5, rtol=0)
+    # The markers of a prompt are text, its control is the control, and nothing is added.
+    assert stock["prompt"] == [*tokenizer.encode("<|Human|>:"), *tokenizer.encode(" Hi there"), tokenizer.eoh, *tokenizer.encode("\n<|MOSS|>:")]
+    assert stock["decoded"] == "<|Human|>: Hi there<eoh>\n<|MOSS|>:"
+    assert stock["plain"] == tokenizer.encode("你好 world\n\n    if x:")
+    assert stock["reply"]
+
+
+def test_directory_has_what_the_layout_promises(export: Path) -> None:
+    names = {path.name for path in export.iterdir()}
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md", "lineage.json"} <= names
+    assert "model-00001-of-00001.safetensors" in names
+    assert not any(name.endswith((".bin", ".pt", ".pkl", ".py")) for name in names)
+    generation = json.loads((export / "generation_config.json").read_text())
+    expected = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 40, "repetition_penalty": 1.02}
+    assert expected.items() <= generation.items()
+    assert generation["eos_token_id"] == MossTokenizer.load(export).eom

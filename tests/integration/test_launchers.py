@@ -1,0 +1,158 @@
+"""The SFT program under every way to start it, from its real preset."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.launch import BIN, deepspeed, free_port, losses, metrics, python, run, succeeded
+
+QUICK = ("+config=tiny_sft", "train.steps=3", "train.eval_every=0", "train.eval_at_start=false", "data.seq_len=512")
+
+
+def finished(run_dir: Path) -> list[float]:
+    """The losses of a run that left everything it promises."""
+    assert json.loads((run_dir / "status.json").read_text())["exit_code"] == 0
+    for name in ("config.yaml", "metrics.jsonl", "train.log", "plots/loss.png", "export/config.json", "export/lineage.json"):
+        assert (run_dir / name).is_file(), name
+    found = losses(run_dir)
+    assert len(found) == 3
+    return found
+
+
+def test_python_deepspeed_and_torchrun_train_the_same(tmp_path: Path) -> None:
+    succeeded(python("scripts/sft.py", *QUICK, f"run.dir={tmp_path}/python"))
+    succeeded(deepspeed(2, "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/deepspeed"))
+    torchrun = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port())]
+    succeeded(run([*torchrun, "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/torchrun"]))
+    reference = finished(tmp_path / "python")
+    assert finished(tmp_path / "deepspeed") == pytest.approx(reference, abs=1e-3)
+    assert finished(tmp_path / "torchrun") == finished(tmp_path / "deepspeed")
+
+
+def test_plain_deepspeed_command(tmp_path: Path) -> None:
+    """`deepspeed scripts/sft.py +config=tiny_sft`, with its --local_rank; the console says where the export is and how to use it."""
+    command = [str(BIN / "deepspeed"), "--master_port", str(free_port()), "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/run"]
+    shown = succeeded(run(command)).stdout
+    finished(tmp_path / "run")
+    assert "step 3/3 | loss" in shown
+    assert "tok/s" in shown
+    assert "ETA" in shown
+    assert f"exported to {tmp_path}/run/export" in shown
+    assert f"python scripts/generate.py model={tmp_path}/run/export" in shown
+
+
+def test_every_step_is_in_metrics(tmp_path: Path) -> None:
+    arguments = (*QUICK, f"run.dir={tmp_path}/run", "train.eval_every=2", "train.eval_at_start=true")
+    succeeded(python("scripts/sft.py", *arguments))
+    events = metrics(tmp_path / "run")
+    steps = [event for event in events if "train/loss" in event]
+    assert [event["step"] for event in steps] == [1, 2, 3]
+    needed = {"tokens_seen", "train/loss", "train/accuracy", "train/grad_norm", "train/lr", "train/supervised_tokens", "perf/tokens_per_second"}
+    assert all(needed <= event.keys() for event in steps)
+    assert [event["step"] for event in events if "eval/valid/loss" in event] == [0, 2, 3]
+    assert steps[-1]["tokens_seen"] > steps[0]["tokens_seen"] > 0
+
+
+def test_an_earlier_run_is_moved_aside(tmp_path: Path) -> None:
+    arguments = (*QUICK, f"run.dir={tmp_path}/run", "export.enabled=false", "train.steps=1")
+    succeeded(python("scripts/sft.py", *arguments, "run.seed=1"))
+    succeeded(python("scripts/sft.py", *arguments, "run.seed=2"))
+    seeds = [yaml.safe_load((tmp_path / name / "config.yaml").read_text())["run"]["seed"] for name in ("run.1", "run")]
+    assert seeds == [1, 2]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sweep_runs_one_job_a_directory(tmp_path: Path, ranks: int) -> None:
+    arguments = ("-m", *QUICK, f"run.dir={tmp_path}/sweep", "optim.lr=1e-3,3e-3", "export.enabled=false")
+    succeeded(python("scripts/sft.py", *arguments) if ranks == 1 else deepspeed(2, "scripts/sft.py", *arguments))
+    rates = [yaml.safe_load((tmp_path / "sweep" / str(job) / "config.yaml").read_text())["optim"]["lr"] for job in range(2)]
+    assert rates == [1e-3, 3e-3]
+    curves = [losses(tmp_path / "sweep" / str(job)) for job in range(2)]
+    assert curves[0][0] == curves[1][0]
+    assert curves[0][2] != curves[1][2]
+
+
+def test_indivisible_batch_shows_the_three_numbers(tmp_path: Path) -> None:
+    result = deepspeed(2, "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/run", "train.global_batch_size=6", "train.micro_batch_size=2")
+    assert result.returncode == 2, result.stderr[-2000:]
+    assert "global batch 6, micro-batch 2, ranks 2" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 2
+
+
+def test_wrong_configuration_is_exit_2_through_the_launcher() -> None:
+    result = deepspeed(2, "scripts/sft.py", "+config=tiny_sft", "optim.lr=-1")
+    assert result.returncode == 2
+    assert result.stderr.count("optim.lr is -1.0") == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_bad_data_is_exit_3_before_a_model_is_built(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"chat": {"turn_1": {"Human": "<|Human|>: a<eoh>\\n", "MOSS": "<|MOSS|>: b<eom>\\n"}}}\n{"chat": 3}\n{oops\n')
+    result = deepspeed(2, "scripts/sft.py", "+config=tiny_sft", f"data.train={bad}", f"run.dir={tmp_path}/run")
+    assert result.returncode == 3, result.stderr[-2000:]
+    assert f"{bad}:2: no_chat" in result.stderr
+    assert f"{bad}:3: " in result.stderr
+    assert "parameters |" not in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_missing_model_is_exit_4(tmp_path: Path) -> None:
+    result = python("scripts/sft.py", *QUICK, f"init_from={tmp_path}/nothing", f"run.dir={tmp_path}/run")
+    assert result.returncode == 4
+    assert f"{tmp_path}/nothing" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_wandb_offline_records_the_run_and_no_key_is_written(tmp_path: Path) -> None:
+    key = "0123456789abcdef0123456789abcdef01234567"
+    arguments = (*QUICK, f"run.dir={tmp_path}/run", "tracking=wandb", "tracking.wandb=offline", "export.enabled=false")
+    succeeded(python("scripts/sft.py", *arguments, WANDB_API_KEY=key))
+    finished_run = list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(finished_run) == 1
+    assert finished_run[0].stat().st_size > 0
+    for path in (tmp_path / "run").rglob("*"):
+        assert not path.is_file() or key.encode() not in path.read_bytes(), path
+
+
+def test_wandb_being_away_does_not_stop_the_run(tmp_path: Path) -> None:
+    """Online, with a server that refuses connections."""
+    arguments = (*QUICK, f"run.dir={tmp_path}/run", "tracking=wandb", "export.enabled=false")
+    away = {"WANDB_BASE_URL": f"http://127.0.0.1:{free_port()}", "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "5", "WANDB_HTTP_TIMEOUT": "3"}
+    result = succeeded(python("scripts/sft.py", *arguments, **away))
+    assert "the run goes on" in result.stdout
+    assert len(losses(tmp_path / "run")) == 3
+
+
+def test_starting_from_an_export(tmp_path: Path) -> None:
+    succeeded(python("scripts/sft.py", *QUICK, f"run.dir={tmp_path}/first", "train.steps=20"))
+    succeeded(deepspeed(2, "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/second", f"init_from={tmp_path}/first/export"))
+    # It goes on where the first one stopped, with its tokenizer.
+    assert losses(tmp_path / "second")[0] < losses(tmp_path / "first")[0] - 1
+    first, second = (json.loads((tmp_path / name / "export" / "lineage.json").read_text()) for name in ("first", "second"))
+    assert [(parent["role"], parent["id"]) for parent in second["parents"]] == [("init", first["id"])]
+    assert (tmp_path / "first/export/tokenizer.json").read_bytes() == (tmp_path / "second/export/tokenizer.json").read_bytes()
+
+
+def test_generate_answers_from_an_export(tmp_path: Path) -> None:
+    succeeded(python("scripts/sft.py", *QUICK, f"run.dir={tmp_path}/run"))
+    dialogue = tmp_path / "dialogue.jsonl"
+    dialogue.write_text('{"chat": {"turn_1": {"Human": "<|Human|>: 你好<eoh>\\n"}}}\n')
+    model = f"model={tmp_path}/run/export"
+    first = succeeded(python("scripts/generate.py", model, 'prompt=What\'s "3 + 4", a=b?', "max_new_tokens=8"))
+    again = succeeded(python("scripts/generate.py", model, 'prompt=What\'s "3 + 4", a=b?', "max_new_tokens=8"))
+    assert first.stdout == again.stdout
+    assert "你好" in succeeded(python("scripts/generate.py", model, f"dialogue={dialogue}", "max_new_tokens=8")).stdout
+    assert python("scripts/generate.py", model).returncode == 2
+
+
+def test_no_process_is_left_behind() -> None:
+    """After all of the above."""
+    shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert not [line for line in shown.splitlines() if "scripts/sft.py" in line and sys.executable in line]
