@@ -182,7 +182,7 @@ def _read_lines(path: Path, on_error: OnError) -> Iterator[Record]:
                     line = file.readline(MAX_LINE_BYTES)
                 continue
             try:
-                text = _decode(line, origin)
+                text = _decode(line, path, number)
                 if text.strip():
                     yield Record(_parse(text, origin), origin)
             except RecordError as error:
@@ -192,7 +192,7 @@ def _read_lines(path: Path, on_error: OnError) -> Iterator[Record]:
 def _read_json(path: Path, on_error: OnError) -> Iterator[Record]:
     """One JSON value, several in a row, or an array of them; a syntax error ends the file, because where the next one begins is unknown."""
     try:
-        text = _decode(path.read_bytes(), f"{path}:1")
+        text = _decode(path.read_bytes(), path, 1)
     except RecordError as error:
         on_error(error)
         return
@@ -236,14 +236,16 @@ def _read_json(path: Path, on_error: OnError) -> Iterator[Record]:
 _READERS: dict[str, Callable[[Path, OnError], Iterator[Record]]] = {".jsonl": _read_lines, ".ndjson": _read_lines, ".json": _read_json}
 
 
-def _decode(raw: bytes, origin: str) -> str:
+def _decode(raw: bytes, path: Path, line: int) -> str:
+    """The text of bytes that begin at a line of a file."""
     if raw.startswith(b"\xef\xbb\xbf"):
-        raise RecordError(origin, "byte_order_mark", "the file begins with a byte order mark; save it as UTF-8 without one.")
+        raise RecordError(f"{path}:{line}", "byte_order_mark", "the file begins with a byte order mark; save it as UTF-8 without one.")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        problem = f"byte 0x{raw[error.start]:02x} at byte {error.start} is not UTF-8; convert the file, for example with iconv."
-        raise RecordError(origin, "not_utf8", problem) from None
+        line += raw.count(b"\n", 0, error.start)
+        problem = f"byte 0x{raw[error.start]:02x} is not UTF-8; convert the file, for example with iconv."
+        raise RecordError(f"{path}:{line}", "not_utf8", problem) from None
 
 
 def _parse(text: str, origin: str) -> Any:

@@ -10,7 +10,7 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -129,7 +129,7 @@ def check_weights(directory: str | Path, config: CodeGenConfig, allow_pickle: bo
         )
 
 
-def load_model(directory: str | Path, dtype: torch.dtype, allow_pickle: bool = False) -> CodeGenLM:
+def load_model(directory: str | Path, dtype: torch.dtype | Literal["auto"], allow_pickle: bool = False) -> CodeGenLM:
     """Check a directory and load it.
 
     Under ZeRO-3 (a live `HfDeepSpeedConfig`, process group initialised before it) the model is built partitioned and filled one module at
@@ -137,7 +137,7 @@ def load_model(directory: str | Path, dtype: torch.dtype, allow_pickle: bool = F
 
     Args:
         directory: Stock CodeGen, published MOSS, or one of ours.
-        dtype: Type of the weights, whatever the files have.
+        dtype: Type of the weights, whatever the files have; `auto` keeps that of the files.
         allow_pickle: Whether `.bin` files may be opened (restricted to tensors).
 
     Returns:
@@ -228,7 +228,7 @@ def _read_headers(directory: Path, allow_pickle: bool) -> tuple[list[Path], dict
     if files[0].suffix != ".safetensors" and not allow_pickle:
         raise CheckpointError(
             f"{directory}: the weights are pickle files ({files[0].name}), which can run code when they are opened; "
-            "allow it with allow_pickle=True for a source you trust (only tensors are then unpickled), or convert them to safetensors"
+            "allow it with allow_pickle=true for a source you trust (only tensors are then unpickled), or convert them to safetensors"
         )
     stored: dict[str, Tensor] = {}
     problems: list[str] = []

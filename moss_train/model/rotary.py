@@ -34,8 +34,8 @@ def rotate(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor, dtype: torch.d
         [B, T, N, H] of type `dtype`; the entries after R are only cast.
     """
     rotary_dim = 2 * sin.shape[-1]
-    even, odd = x[..., :rotary_dim].float().unflatten(-1, (-1, 2)).unbind(-1)
+    # `split`, not slices: its backward is one concatenation instead of two tensors of zeros and their sum.
+    turned, passed = x.split((rotary_dim, x.shape[-1] - rotary_dim), dim=-1)
+    even, odd = turned.float().unflatten(-1, (-1, 2)).unbind(-1)
     rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
-    if rotary_dim == x.shape[-1]:
-        return rotated.to(dtype)
-    return torch.cat((rotated.to(dtype), x[..., rotary_dim:].to(dtype)), dim=-1)
+    return torch.cat((rotated.to(dtype), passed.to(dtype)), dim=-1)

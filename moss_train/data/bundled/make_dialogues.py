@@ -43,10 +43,10 @@ def follow_up(draw: Draw, tools: Tools, topic: tuple[str, Any] | None) -> Turn |
     if name == "picture":
         return picture_follow_up(draw, *value)
     if name == "name":
-        human, reply = joined(draw, *words.NAME_RECALLS[language], s=value)
+        human, reply = joined(draw, "recall", *words.NAME_RECALLS[language], s=value)
         return Turn(human, reply, "fact", value, thought(draw, "chat"))
     openings, questions = (words.REVERSAL_FOLLOW_UPS if name == "reversal" else words.INSISTING)[language]
-    human, _ = joined(draw, openings, [(question, "") for question in questions])
+    human, _ = joined(draw, name, openings, [(question, "") for question in questions])
     if name == "reversal":
         return Turn(human, value, "fact", value)
     reply = words.STILL_REFUSED[language].format(r=value)
@@ -96,7 +96,7 @@ def make_turns(draw: Draw, category: Category, tools: Tools) -> list[Turn]:
         turn = None
         refused = bool(turns) and turns[-1].topic is not None and turns[-1].topic[0] == "refusal"
         if index and index == count - 1 and chance < 0.2 and not refused:
-            turn = Turn(*joined(draw, *words.THANKS[draw.language]), thoughts=thought(draw, "chat"))
+            turn = Turn(*joined(draw, "thanks", *words.THANKS[draw.language]), thoughts=thought(draw, "chat"))
         elif index and chance < 0.75:
             turn = follow_up(draw, tools, turns[-1].topic)
         elif (index and chance < 0.85) or (tools and chance < 0.08):
@@ -146,9 +146,9 @@ def make_records(dev: bool) -> list[dict[str, Any]]:
     rng = random.Random(SEED + dev)
     made: list[tuple[str, Tools, list[Turn]]] = []
     seen: set[tuple[str, ...]] = set()
+    draws = {language: Draw(rng, language, dev) for language in ("en", "zh")}
     for name, category in CATEGORIES.items():
-        for language in ("en", "zh"):
-            draw = Draw(rng, language, dev)
+        for language, draw in draws.items():
             wanted = len(made) + (category.dev if dev else category.train)
             while len(made) < wanted:
                 tools = category.tool_sets[len(made) % len(category.tool_sets)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from moss_train.data.bundled import words_chat as chat
@@ -39,17 +40,18 @@ class Draw:
     rng: random.Random
     language: str
     dev: bool
+    uses: Counter[tuple[str, int]] = field(default_factory=Counter)
 
     def pick(self, items: list[T]) -> T:
         """One of the items."""
         return self.rng.choice(items)
 
-    def cell(self, rows: int, columns: int) -> tuple[int, int]:
-        """A cell of a grid; the dev file owns one diagonal, so every row and every column is known from the train file."""
-        while True:
-            row, column = self.rng.randrange(rows), self.rng.randrange(columns)
-            if ((row + column) % columns == 0) == self.dev:
-                return row, column
+    def cell(self, grid: str, rows: int, columns: int) -> tuple[int, int]:
+        """A cell of the grid of this name, in a row that was used least so far; the dev file owns one diagonal, the train file the rest."""
+        fewest = min(self.uses[grid, row] for row in range(rows))
+        row = self.pick([row for row in range(rows) if self.uses[grid, row] == fewest])
+        self.uses[grid, row] += 1
+        return row, self.pick([column for column in range(columns) if ((row + column) % columns == 0) == self.dev])
 
     def owns(self, *key: object) -> bool:
         """Whether the problem of this key belongs to this file. CRC-32: the same on every machine, unlike `hash`."""

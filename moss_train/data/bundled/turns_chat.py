@@ -9,9 +9,9 @@ from moss_train.data.bundled.turns import Draw, Tools, Turn, call, sentence, tho
 from moss_train.data.bundled.turns_facts import fact_rows
 
 
-def joined(draw: Draw, openings: list[str], wordings: list[tuple[str, str]], **fields: str) -> tuple[str, str]:
+def joined(draw: Draw, grid: str, openings: list[str], wordings: list[tuple[str, str]], **fields: str) -> tuple[str, str]:
     """A question made of an opening and a wording, and its reply."""
-    row, column = draw.cell(len(openings), len(wordings))
+    row, column = draw.cell(grid, len(openings), len(wordings))
     question, reply = wordings[column]
     return sentence(question.format(o=openings[row], **fields)), sentence(reply.format(o=openings[row], **fields))
 
@@ -21,11 +21,11 @@ def chat_turn(draw: Draw, tools: Tools) -> Turn:
     thoughts = thought(draw, "chat")
     form = draw.pick(["greeting", "identity", "name"])
     if form == "greeting":
-        return Turn(*joined(draw, *words.GREETINGS[draw.language]), thoughts=thoughts)
+        return Turn(*joined(draw, form, *words.GREETINGS[draw.language]), thoughts=thoughts)
     if form == "identity":
-        return Turn(*joined(draw, *words.IDENTITY[draw.language]), "fact", "MOSS", thoughts)
+        return Turn(*joined(draw, form, *words.IDENTITY[draw.language]), "fact", "MOSS", thoughts)
     names, wordings = words.NAMES[draw.language], words.NAME_WORDINGS[draw.language]
-    row, column = draw.cell(len(names), len(wordings))
+    row, column = draw.cell(form, len(names), len(wordings))
     question, reply = (text.format(s=names[row]) for text in wordings[column])
     return Turn(question, reply, "fact", names[row], thoughts, topic=("name", names[row]))
 
@@ -44,7 +44,7 @@ def all_words(draw: Draw) -> list[str]:
 def repeat_words(draw: Draw) -> Turn:
     """A word said once or several times."""
     choices, wordings = all_words(draw), words.REPEATS[draw.language]
-    row, column = draw.cell(len(choices), len(wordings))
+    row, column = draw.cell("repeat", len(choices), len(wordings))
     question, reply = (text.format(s=choices[row]) for text in wordings[column])
     return Turn(question, reply, "fact", reply)
 
@@ -102,7 +102,7 @@ def odd_word(draw: Draw) -> Turn:
 def harmless_turn(draw: Draw, tools: Tools) -> Turn:
     """A harmful request, refused with a reason."""
     ways, requests = words.HARMFUL[draw.language]
-    row, column = draw.cell(len(requests), len(ways))
+    row, column = draw.cell("harmful", len(requests), len(ways))
     request, reason = requests[row]
     reply = words.REFUSAL[draw.language].format(r=reason)
     mark = words.REFUSAL_MARK[draw.language]
@@ -130,7 +130,8 @@ def drawn(draw: Draw, question: str, reply: str, color: int, animal: int, place:
 def picture_follow_up(draw: Draw, color: int, animal: int, place: int) -> Turn:
     """The same picture in another color."""
     questions = words.PICTURE_FOLLOW_UPS[draw.language]
-    other, column = draw.until(lambda: draw.cell(len(words.PICTURE_COLORS), len(questions)), lambda cell: cell[0] != color)
+    colors = len(words.PICTURE_COLORS)
+    other, column = draw.until(lambda: draw.cell("picture", colors, len(questions)), lambda cell: cell[0] != color)
     name = words.PICTURE_COLORS[other][0].split()[1] if draw.language == "en" else words.PICTURE_COLORS[other][1]
     turn = drawn(draw, "", words.PICTURES[draw.language][0][1], other, animal, place)
     return replace(turn, human=questions[column].format(s=name))

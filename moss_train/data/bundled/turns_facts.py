@@ -41,7 +41,7 @@ def fact_turn(draw: Draw, tools: Tools, kind: str = "") -> Turn:
     kinds = [kind] if kind else list(words.SEARCHES) if SEARCH in tools else [kind for kind in words.FACT_WORDINGS if kind != "author"]
     kind = draw.rng.choices(kinds, [len(fact_rows(kind, "en")) for kind in kinds])[0]
     wordings = words.FACT_WORDINGS[kind][draw.language]
-    row, column = draw.cell(len(fact_rows(kind, "en")), len(wordings))
+    row, column = draw.cell(kind, len(fact_rows(kind, "en")), len(wordings))
     return answered(draw, tools, kind, row, *wordings[column])
 
 
@@ -51,7 +51,7 @@ def fact_follow_up(draw: Draw, tools: Tools, kind: str, row: int) -> Turn | None
         return count_follow_up(draw, tools, row)
     questions = words.FACT_FOLLOW_UPS[draw.language]
     rows = len(fact_rows(kind, "en"))
-    other, column = draw.until(lambda: draw.cell(rows, len(questions)), lambda cell: cell[0] != row)
+    other, column = draw.until(lambda: draw.cell(kind, rows, len(questions)), lambda cell: cell[0] != row)
     question = questions[column].replace("{s}", "“{s}”") if kind in words.QUOTED_KINDS and draw.language == "zh" else questions[column]
     return answered(draw, tools, kind, other, question, words.FACT_WORDINGS[kind][draw.language][0][1])
 

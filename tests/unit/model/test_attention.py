@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -28,7 +29,7 @@ def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
     """Each document alone, in float64, written out."""
     q, k, v = (x.double().flatten(0, 1) for x in (q, k, v))
     out = torch.empty_like(v)
-    for start, end in zip(BOUNDARIES, BOUNDARIES[1:]):
+    for start, end in itertools.pairwise(BOUNDARIES):
         for i in range(start, end):
             scores = torch.einsum("nh,snh->ns", q[i], k[start : i + 1]) / math.sqrt(q.shape[-1])
             out[i] = torch.einsum("ns,snh->nh", scores.softmax(-1), v[start : i + 1])
@@ -81,7 +82,7 @@ def test_a_token_of_one_document_leaves_the_others_bit_equal(
             changed = input_ids.flatten().clone()
             changed[position] = (changed[position] + 101) % 307
             after = model(changed.view(2, 48), cu_seqlens=CU_SEQLENS).logits.flatten(0, 1)
-            start, end = next((s, e) for s, e in zip(BOUNDARIES, BOUNDARIES[1:]) if s <= position < e)
+            start, end = next((s, e) for s, e in itertools.pairwise(BOUNDARIES) if s <= position < e)
             assert torch.equal(before[:start], after[:start])
             assert torch.equal(before[end:], after[end:])
             assert torch.equal(before[start:position], after[start:position]), "causal inside the document"
@@ -116,7 +117,7 @@ def test_not_a_number_stays_in_its_document(backend: str) -> None:
 
 def test_positions_restart_and_the_mask_is_block_diagonal() -> None:
     documents = Documents.from_cu_seqlens(CU_SEQLENS, 2, 48, CPU)
-    expected = torch.cat([torch.arange(e - s) for s, e in zip(BOUNDARIES, BOUNDARIES[1:])]).view(2, 48)
+    expected = torch.cat([torch.arange(e - s) for s, e in itertools.pairwise(BOUNDARIES)]).view(2, 48)
     assert torch.equal(documents.position_ids(2), expected)
     mask = documents.block_diagonal_mask(2)
     assert mask.shape == (2, 1, 48, 48)

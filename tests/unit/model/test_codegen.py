@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,20 @@ def test_initial_weights(make_config: Callable[..., CodeGenConfig]) -> None:
     assert config.dtype is None or config.dtype == torch.float32, "the caller's configuration is left as it was"
 
 
+def test_initial_weights_do_not_depend_on_the_number_of_threads(make_config: Callable[..., CodeGenConfig]) -> None:
+    """A table of more than one block of values."""
+    config, threads = make_config(vocab_size=70000, n_layer=1), torch.get_num_threads()
+    tables = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            tables.append(init_model(config, seed=1, dtype=torch.float32).transformer.wte.weight.detach())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*tables)
+    assert abs(float(torch.corrcoef(torch.stack((tables[0].view(-1)[: 2**18], tables[0].view(-1)[2**22 :][: 2**18])))[0, 1])) < 0.01
+
+
 def test_outside_a_seed_the_weights_follow_torch(make_config: Callable[..., CodeGenConfig]) -> None:
     torch.manual_seed(5)
     first = CodeGenLM(make_config())
@@ -92,7 +107,7 @@ def test_loss_of_a_packed_batch_is_the_sum_over_its_documents(make_model: Callab
     assert isinstance(out, LossOutput)
     expected, hits = torch.zeros(()), 0
     bounds = CU_SEQLENS.tolist()
-    for start, end in zip(bounds, bounds[1:]):
+    for start, end in itertools.pairwise(bounds):
         ids, wanted = input_ids.flatten()[start:end], targets.flatten()[start:end]
         logits = model(ids[None]).logits[0]
         expected = expected + F.cross_entropy(logits, wanted, reduction="sum")
@@ -104,7 +119,7 @@ def test_loss_of_a_packed_batch_is_the_sum_over_its_documents(make_model: Callab
     assert out.metrics["accuracy"] == (torch.tensor(float(hits)), supervised)
     assert not out.metrics["loss"][0].requires_grad
     # The positions that are counted from the boundaries are those a loader would give.
-    positions = torch.cat([torch.arange(e - s) for s, e in zip(bounds, bounds[1:])]).view(2, 32)
+    positions = torch.cat([torch.arange(e - s) for s, e in itertools.pairwise(bounds)]).view(2, 32)
     given = model(input_ids, targets=targets, cu_seqlens=CU_SEQLENS, position_ids=positions)
     assert torch.equal(given.token_loss, out.token_loss)
 
