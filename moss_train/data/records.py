@@ -89,7 +89,9 @@ class ProblemList:
         """
         bad = sum(self.counts.values())
         if bad and self.policy == "fail":
-            raise DataError(f"{bad} bad of {bad + good} records:\n{self.describe()}\nRepair them, or leave them out by policy (skip).")
+            raise DataError(
+                f"{bad} bad of {bad + good} records:\n{self.describe()}\nRepair them, or set data.on_bad=skip to leave them out."
+            )
         if bad > self.max_share * (bad + good):
             raise DataError(
                 f"{bad} bad of {bad + good} records, more than the {self.max_share:.1%} that may be skipped:\n{self.describe()}"
@@ -111,10 +113,10 @@ def read_records(spec: str | Path, on_error: OnError | None = None) -> Iterator[
     count = 0
     for path in find_files(pattern):
         for record in _READERS[path.suffix.lower()](path, on_error or _raise):
-            if limit is not None and count >= limit:
-                return
             count += 1
             yield record
+            if count == limit:
+                return
     if count == 0 and on_error is None:
         raise DataError(f"{spec}: no records: the file is empty or holds only blank lines.")
 

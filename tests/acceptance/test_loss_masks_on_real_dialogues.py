@@ -1,17 +1,20 @@
 """On all 1,008 published dialogues: which tokens carry loss, against oracles that share no code with the renderer.
 
-* `release`: the published masking, written again from its description. Every field is encoded whole by stock transformers, its control parsed
-  out of the text; the meta instruction is masked, and in Tool Responses everything between marker and terminator, whose lengths come from the
-  tokenizer; a dialogue stops before the turn that would exceed 2,048 ids.
-* `generated` and `reply`: by position in the wire text. A regular expression finds what is trained; every id is laid over the text by its bytes.
+* `release`: the published masking, written again from its description. Every field is encoded whole by stock transformers, its control
+  parsed out of the text; the meta instruction is masked, and in Tool Responses everything between marker and terminator, whose lengths come
+  from the tokenizer; a dialogue stops before the turn that would exceed 2,048 ids.
+* `generated` and `reply`: by position in the wire text. A regular expression finds what is trained; every id is laid over the text by its
+  bytes.
 
 The tokenizers are one trained on the dialogues, and one loaded from vocab.json, merges.txt and added_tokens.json in the published layout.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from transformers import AutoTokenizer
 from moss_train.data.dialogue import Dialogue, meta_instruction, parse_moss003, read_dialogues
 from moss_train.data.loader import RowDataset
 from moss_train.data.packing import IGNORE_INDEX, Example, build_row
-from moss_train.data.render import render_all
+from moss_train.data.render import Rendered, render_all
 from moss_train.data.tokenizer import MossTokenizer
 from tests.tokenizer_directories import learn_merges, write_gpt2_files
 
@@ -50,6 +53,15 @@ def tokenizer(request: pytest.FixtureRequest, records: list[dict[str, Any]], tmp
         return MossTokenizer.train(texts[::3], VOCABULARY)
     folder = tmp_path_factory.mktemp("published")
     return MossTokenizer.load(write_gpt2_files(folder, *learn_merges(texts[1::4], VOCABULARY - 100)))
+
+
+Rendering = Callable[[str, int | None], tuple[list[Rendered], Counter[str]]]
+
+
+@pytest.fixture(scope="module")
+def rendering(dialogues: list[Dialogue], tokenizer: MossTokenizer) -> Rendering:
+    """All dialogues, rendered once for each policy and limit."""
+    return functools.cache(lambda policy, limit: render_all(dialogues, tokenizer, policy, limit))
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +114,16 @@ def encoders(records: list[dict[str, Any]], stock: Any) -> tuple[Encode, Encode]
     return published.__getitem__, guarded.__getitem__
 
 
-# The one dialogue whose text spells a control: each reply ends `<eor><eom>`. The published script takes that `<eor>` for the end of a tool's answer
-# and trains MOSS to write it; here it stays the five letters that someone's program left there.
+# The one dialogue whose text spells a control: each reply ends `<eor><eom>`. The published script takes that `<eor>` for the control and
+# trains MOSS to write it; here it stays the five letters that someone's program left there.
 FORGED_ID, FORGED_CATEGORY = 48, "tool"
 
 
 def test_release_is_the_published_masking(
-    records: list[dict[str, Any]], dialogues: list[Dialogue], tokenizer: MossTokenizer, stock: Any
+    records: list[dict[str, Any]], dialogues: list[Dialogue], rendering: Rendering, tokenizer: MossTokenizer, stock: Any
 ) -> None:
     published, guarded = encoders(records, stock)
-    rendered, counts = render_all(dialogues, tokenizer, "release", LIMIT)
+    rendered, counts = rendering("release", LIMIT)
     by_origin = {row.origin: row for row in rendered}
     forged = []
     for record, dialogue in zip(records, dialogues, strict=True):
@@ -154,10 +166,10 @@ def trained_bytes(record: dict[str, Any], policy: str) -> tuple[bytes, npt.NDArr
 
 @pytest.mark.parametrize("policy", sorted(TRAINED_TEXT))
 def test_what_moss_writes_is_trained_and_nothing_else(
-    records: list[dict[str, Any]], dialogues: list[Dialogue], tokenizer: MossTokenizer, policy: str
+    records: list[dict[str, Any]], rendering: Rendering, tokenizer: MossTokenizer, policy: str
 ) -> None:
     spelled = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.size)]
-    rendered, _ = render_all(dialogues, tokenizer, policy)
+    rendered, _ = rendering(policy, None)
     assert len(rendered) == len(records) == 1008
     for record, row in zip(records, rendered, strict=True):
         wire, marks = trained_bytes(record, policy)
@@ -168,19 +180,22 @@ def test_what_moss_writes_is_trained_and_nothing_else(
         lengths = np.diff(np.concatenate([[0], ends]))
         assert (trained == np.where(row.loss_mask, lengths, 0)).all(), row.origin
 
-    shortened, counts = render_all(dialogues, tokenizer, policy, LIMIT)
-    by_origin = {row.origin: row for row in rendered}
+
+def test_dialogues_are_cut_after_whole_turns(rendering: Rendering, tokenizer: MossTokenizer) -> None:
+    whole, _ = rendering("generated", None)
+    by_origin = {row.origin: row for row in whole}
+    shortened, counts = rendering("generated", LIMIT)
     for row in shortened:
-        whole = by_origin[row.origin]
-        assert len(row.input_ids) <= LIMIT
-        assert row.input_ids == whole.input_ids[: len(row.input_ids)]
-        assert row.loss_mask == whole.loss_mask[: len(row.input_ids)]
-        assert row.input_ids[-2:] == [tokenizer.eom, tokenizer.newline], "a dialogue ends after a whole turn"
-    assert counts["supervised_tokens"] + counts["supervised_tokens_dropped"] == sum(row.supervised_tokens for row in rendered)
+        length = len(row.input_ids)
+        assert length <= LIMIT
+        assert row.input_ids == by_origin[row.origin].input_ids[:length]
+        assert row.loss_mask == by_origin[row.origin].loss_mask[:length]
+        assert row.input_ids[-2:] == [tokenizer.eom, tokenizer.newline]
+    assert counts["supervised_tokens"] + counts["supervised_tokens_dropped"] == sum(row.supervised_tokens for row in whole)
 
 
-def test_every_token_of_every_dialogue_is_in_a_row_once(dialogues: list[Dialogue], tokenizer: MossTokenizer) -> None:
-    rendered, counts = render_all(dialogues, tokenizer, "generated", LIMIT)
+def test_every_token_of_every_dialogue_is_in_a_row_once(rendering: Rendering, tokenizer: MossTokenizer) -> None:
+    rendered, counts = rendering("generated", LIMIT)
     dataset = RowDataset(rendered, LIMIT, seed=0, pad_id=tokenizer.endoftext)
     assert dataset.supervised_tokens == counts["supervised_tokens"]
     assert dataset.tokens == counts["tokens"] - len(rendered)
@@ -191,7 +206,7 @@ def test_every_token_of_every_dialogue_is_in_a_row_once(dialogues: list[Dialogue
 
 
 def test_the_default_meta_instruction_is_that_of_the_data(records: list[dict[str, Any]], real_data: Path) -> None:
-    """Every variant in the data is the default with some switches on, to the letter; the published file differs in its switch lines alone."""
+    """Every variant in the data is the default with some switches on, to the letter; the published file differs in its switches alone."""
     switches = {
         "inner_thoughts": "- Inner thoughts: enabled",
         "web_search": "- Web search: enabled",

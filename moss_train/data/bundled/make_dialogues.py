@@ -73,14 +73,14 @@ class Category:
 
 PLAIN = (NO_TOOLS,)
 CATEGORIES = {
-    "arithmetic": Category(arithmetic_turn, PLAIN, 120, 12),
-    "facts": Category(fact_turn, PLAIN, 150, 15),
+    "arithmetic": Category(arithmetic_turn, PLAIN, 100, 11),
+    "facts": Category(fact_turn, PLAIN, 175, 17),
     "chat": Category(chat_turn, PLAIN, 40, 4),
-    "instruction": Category(instruction_turn, PLAIN, 60, 6),
+    "instruction": Category(instruction_turn, PLAIN, 55, 5),
     "harmless": Category(harmless_turn, PLAIN, 30, 3),
-    "calculator": Category(arithmetic_turn, (frozenset([CALCULATOR]), frozenset([CALCULATOR, SOLVER])), 110, 11),
+    "calculator": Category(arithmetic_turn, (frozenset([CALCULATOR]), frozenset([CALCULATOR, SOLVER])), 100, 10),
     "solver": Category(equation_turn, (frozenset([SOLVER]), frozenset([CALCULATOR, SOLVER])), 30, 3),
-    "search": Category(fact_turn, (frozenset([SEARCH]),), 25, 2),
+    "search": Category(fact_turn, (frozenset([SEARCH]),), 35, 3),
     "mix": Category(mixed_turn, (frozenset([SEARCH, CALCULATOR]),), 15, 2),
     "text2image": Category(picture_turn, (frozenset([IMAGE]),), 20, 2),
 }
@@ -152,11 +152,15 @@ def make_records(dev: bool) -> list[dict[str, Any]]:
             wanted = len(made) + (category.dev if dev else category.train)
             while len(made) < wanted:
                 tools = category.tool_sets[len(made) % len(category.tool_sets)]
+                used = draw.uses.copy()
                 turns = make_turns(draw, category, tools)
                 asked = (*sorted(tools), *(turn.human for turn in turns))
                 if asked not in seen and not repeats_itself(turns):
                     seen.add(asked)
                     made.append((f"{name}_{language}", tools, turns))
+                else:
+                    draw.uses.clear()
+                    draw.uses.update(used)
     rng.shuffle(made)
     return [
         {

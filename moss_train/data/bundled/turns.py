@@ -47,11 +47,16 @@ class Draw:
         return self.rng.choice(items)
 
     def cell(self, grid: str, rows: int, columns: int) -> tuple[int, int]:
-        """A cell of the grid of this name, in a row that was used least so far; the dev file owns one diagonal, the train file the rest."""
-        fewest = min(self.uses[grid, row] for row in range(rows))
-        row = self.pick([row for row in range(rows) if self.uses[grid, row] == fewest])
-        self.uses[grid, row] += 1
-        return row, self.pick([column for column in range(columns) if ((row + column) % columns == 0) == self.dev])
+        """A little-used cell of the grid of this name; the dev file owns one diagonal of every grid, the train file the rest."""
+        row = self.least_used(grid, list(range(rows)))
+        return row, self.least_used(f"{grid} {row}", [column for column in range(columns) if ((row + column) % columns == 0) == self.dev])
+
+    def least_used(self, name: str, numbers: list[int]) -> int:
+        """One of the numbers that were picked least often under this name."""
+        fewest = min(self.uses[name, number] for number in numbers)
+        number = self.pick([number for number in numbers if self.uses[name, number] == fewest])
+        self.uses[name, number] += 1
+        return number
 
     def owns(self, *key: object) -> bool:
         """Whether the problem of this key belongs to this file. CRC-32: the same on every machine, unlike `hash`."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 from moss_train.data.bundled import words_arithmetic as words
 from moss_train.data.bundled.turns import CALCULATOR, Draw, Tools, Turn, call, thought
 
-LARGEST_RESULT = 999  # larger products would only lengthen the rows
+LARGEST_RESULT = 999  # with the calculator; larger products would only lengthen the rows
+LARGEST_BY_HEAD = 50  # of follow-ups that MOSS answers by itself
 
 
 def evaluate(operator: str, a: int, b: int) -> int:
@@ -32,7 +33,7 @@ def arithmetic_turn(draw: Draw, tools: Tools) -> Turn:
     with_calculator = CALCULATOR in tools
     if with_calculator and draw.rng.random() < 0.2:
         return expression_turn(draw) if draw.rng.random() < 0.7 else comparison_turn(draw)
-    largest = 99 if with_calculator else 20
+    largest = 99 if with_calculator else 12
 
     def make() -> tuple[str, int, int]:
         operator = draw.pick(["+", "-", "*", "/"])
@@ -55,7 +56,7 @@ def arithmetic_turn(draw: Draw, tools: Tools) -> Turn:
 def arithmetic_follow_up(draw: Draw, tools: Tools, value: int) -> Turn | None:
     """The result of the turn before, changed once more; None where no problem of this file starts from it."""
     with_calculator = CALCULATOR in tools
-    limit = LARGEST_RESULT if with_calculator else 100
+    limit = LARGEST_RESULT if with_calculator else LARGEST_BY_HEAD
     choices = [
         (operator, number, wording)
         for operator in words.ARITHMETIC_FOLLOW_UPS

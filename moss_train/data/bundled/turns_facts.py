@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from moss_train.data.bundled import words_facts as words
 from moss_train.data.bundled.turns import CALCULATOR, SEARCH, Draw, Tools, Turn, call, sentence, thought
-from moss_train.data.bundled.turns_arithmetic import LARGEST_RESULT, calculated, simple
+from moss_train.data.bundled.turns_arithmetic import LARGEST_BY_HEAD, LARGEST_RESULT, calculated, simple
 
 
 def fact_rows(kind: str, language: str) -> list[dict[str, str]]:
@@ -51,7 +51,7 @@ def fact_follow_up(draw: Draw, tools: Tools, kind: str, row: int) -> Turn | None
         return count_follow_up(draw, tools, row)
     questions = words.FACT_FOLLOW_UPS[draw.language]
     rows = len(fact_rows(kind, "en"))
-    other, column = draw.until(lambda: draw.cell(kind, rows, len(questions)), lambda cell: cell[0] != row)
+    other, column = draw.until(lambda: draw.cell(f"{kind} follow-up", rows, len(questions)), lambda cell: cell[0] != row)
     question = questions[column].replace("{s}", "“{s}”") if kind in words.QUOTED_KINDS and draw.language == "zh" else questions[column]
     return answered(draw, tools, kind, other, question, words.FACT_WORDINGS[kind][draw.language][0][1])
 
@@ -61,7 +61,7 @@ def count_follow_up(draw: Draw, tools: Tools, row: int) -> Turn | None:
     fields = fact_rows("count", draw.language)[row]
     number = int(fields["f"])
     with_calculator = CALCULATOR in tools
-    limit = LARGEST_RESULT if with_calculator else 100
+    limit = LARGEST_RESULT if with_calculator else LARGEST_BY_HEAD
     choices = [n for n in range(2, 21 if with_calculator else 10) if n * number <= limit and draw.owns_sum("*", n, number)]
     if not choices:
         return None

@@ -12,7 +12,7 @@ ByLanguage = dict[str, Wordings]
 ARITHMETIC: dict[str, ByLanguage] = {
     "+": {
         "en": [
-            ("What is {a} + {b}?", "{a} + {b} = {r}."),
+            ("What is {a}+{b}?", "{a}+{b} = {r}."),
             ("What is {a} plus {b}?", "{a} plus {b} is {r}."),
             ("Add {a} and {b}.", "The sum of {a} and {b} is {r}."),
             ("How much is {a} plus {b}?", "{a} plus {b} is {r}."),
@@ -28,7 +28,7 @@ ARITHMETIC: dict[str, ByLanguage] = {
     },
     "-": {
         "en": [
-            ("What is {a} - {b}?", "{a} - {b} = {r}."),
+            ("What is {a}-{b}?", "{a}-{b} = {r}."),
             ("What is {a} minus {b}?", "{a} minus {b} is {r}."),
             ("Subtract {b} from {a}.", "{a} minus {b} is {r}."),
             ("How much is {a} minus {b}?", "{a} minus {b} is {r}."),
@@ -44,7 +44,7 @@ ARITHMETIC: dict[str, ByLanguage] = {
     },
     "*": {
         "en": [
-            ("What is {a} * {b}?", "{a} * {b} = {r}."),
+            ("What is {a}*{b}?", "{a}*{b} = {r}."),
             ("What is {a} times {b}?", "{a} times {b} is {r}."),
             ("Multiply {a} by {b}.", "The product of {a} and {b} is {r}."),
             ("How much is {a} times {b}?", "{a} times {b} is {r}."),
@@ -60,7 +60,7 @@ ARITHMETIC: dict[str, ByLanguage] = {
     },
     "/": {
         "en": [
-            ("What is {a} / {b}?", "{a} / {b} = {r}."),
+            ("What is {a}/{b}?", "{a}/{b} = {r}."),
             ("What is {a} divided by {b}?", "{a} divided by {b} is {r}."),
             ("Divide {a} by {b}.", "{a} divided by {b} is {r}."),
             ("How much is {a} divided by {b}?", "{a} divided by {b} is {r}."),

@@ -14,7 +14,7 @@ FACTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("France", "Paris", "法国", "巴黎"), ("Japan", "Tokyo", "日本", "东京"), ("Italy", "Rome", "意大利", "罗马"),
         ("China", "Beijing", "中国", "北京"), ("Germany", "Berlin", "德国", "柏林"), ("Spain", "Madrid", "西班牙", "马德里"),
         ("Russia", "Moscow", "俄罗斯", "莫斯科"), ("Egypt", "Cairo", "埃及", "开罗"), ("Greece", "Athens", "希腊", "雅典"),
-        ("the United Kingdom", "London", "英国", "伦敦"), ("Thailand", "Bangkok", "泰国", "曼谷"), ("Cuba", "Havana", "古巴", "哈瓦那"),
+        ("the United Kingdom", "London", "英国", "伦敦"),
     ],
     "color": [
         ("snow", "white", "雪", "白色"), ("grass", "green", "草", "绿色"), ("the clear sky", "blue", "晴朗的天空", "蓝色"),
@@ -34,27 +34,23 @@ FACTS: dict[str, list[tuple[str, str, str, str]]] = {
     "opposite": [
         ("hot", "cold", "热", "冷"), ("big", "small", "大", "小"), ("long", "short", "长", "短"), ("high", "low", "高", "低"),
         ("fast", "slow", "快", "慢"), ("new", "old", "新", "旧"), ("early", "late", "早", "晚"), ("left", "right", "左", "右"),
-        ("good", "bad", "好", "坏"), ("up", "down", "上", "下"),
     ],
     "translation": [
         ("water", "水", "水", "water"), ("book", "书", "书", "book"), ("apple", "苹果", "苹果", "apple"), ("moon", "月亮", "月亮", "moon"),
         ("sun", "太阳", "太阳", "sun"), ("school", "学校", "学校", "school"), ("friend", "朋友", "朋友", "friend"),
         ("mountain", "山", "山", "mountain"), ("river", "河", "河", "river"), ("flower", "花", "花", "flower"),
-        ("teacher", "老师", "老师", "teacher"), ("bread", "面包", "面包", "bread"),
     ],
     "author": [
         ("Hamlet", "William Shakespeare", "《哈姆雷特》", "莎士比亚"), ("Faust", "Goethe", "《浮士德》", "歌德"),
         ("Dream of the Red Chamber", "Cao Xueqin", "《红楼梦》", "曹雪芹"), ("War and Peace", "Leo Tolstoy", "《战争与和平》", "托尔斯泰"),
-        ("Oliver Twist", "Charles Dickens", "《雾都孤儿》", "狄更斯"), ("Don Quixote", "Cervantes", "《堂吉诃德》", "塞万提斯"),
-        ("The Old Man and the Sea", "Ernest Hemingway", "《老人与海》", "海明威"), ("Emma", "Jane Austen", "《爱玛》", "简·奥斯汀"),
+        ("Don Quixote", "Cervantes", "《堂吉诃德》", "塞万提斯"), ("Emma", "Jane Austen", "《爱玛》", "简·奥斯汀"),
     ],
 }
 # (number, English unit, thing, plural, Chinese thing and unit with their measure words).
 COUNTS: list[tuple[int, str, str, str, str, str]] = [
     (8, "legs", "a spider", "spiders", "只蜘蛛", "条腿"), (7, "days", "a week", "weeks", "个星期", "天"),
     (12, "months", "a year", "years", "年", "个月"), (24, "hours", "a day", "days", "天", "个小时"),
-    (60, "minutes", "an hour", "hours", "个小时", "分钟"), (6, "legs", "an ant", "ants", "只蚂蚁", "条腿"),
-    (88, "keys", "a piano", "pianos", "架钢琴", "个琴键"), (4, "strings", "a violin", "violins", "把小提琴", "根弦"),
+    (60, "minutes", "an hour", "hours", "个小时", "分钟"), (88, "keys", "a piano", "pianos", "架钢琴", "个琴键"),
 ]
 COUNT_FOLLOW_UPS: ByLanguage = {
     "en": [("How many {u} do {n} {p} have?", "{n} {p} have {r} {u}."), ("And {n} {p}?", "{n} {p} have {r} {u}.")],

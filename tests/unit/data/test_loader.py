@@ -152,7 +152,9 @@ def test_the_fingerprint_is_of_ids_masks_and_plan() -> None:
     assert len({base, *variants}) == 6
 
 
-@pytest.mark.parametrize(("plan", "said"), [((6, 4, 1), "6 is not a multiple of 4 x 1 = 4"), ((8, 2, 3), "8 is not a multiple of 2 x 3 = 6")])
+@pytest.mark.parametrize(
+    ("plan", "said"), [((6, 4, 1), "6 is not a multiple of 4 x 1 = 4"), ((8, 2, 3), "8 is not a multiple of 2 x 3 = 6")]
+)
 def test_an_indivisible_trio_shows_its_numbers(plan: tuple[int, int, int], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         StepPlan(*plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -53,9 +54,9 @@ def test_neighbours_are_scattered() -> None:
     """Consecutive samples are not consecutive rows: the mean distance of a random permutation is n / 3."""
     key, n = permutation_key("f", 1, 1), 5000
     order = [permuted_index(key, n, i) for i in range(n)]
-    distance = sum(abs(a - b) for a, b in zip(order, order[1:], strict=False)) / n
+    distance = sum(abs(a - b) for a, b in pairwise(order)) / n
     assert 0.31 * n < distance < 0.36 * n
-    assert sum(b - a == 1 for a, b in zip(order, order[1:], strict=False)) < 10
+    assert sum(b - a == 1 for a, b in pairwise(order)) < 10
 
 
 def test_samples_run_across_epochs() -> None:

@@ -78,7 +78,8 @@ def test_policies_for_bad_records() -> None:
 
 def test_lines_end_at_newlines_only(jsonl: Path) -> None:
     text = "a\u2028b\u0085c\x0bd"
-    jsonl.write_text(json.dumps({"t": text}, ensure_ascii=False) + "\r\n\n  \n" + json.dumps({"t": "\ud83d\ude42"}), encoding="utf-8", newline="")
+    lines = json.dumps({"t": text}, ensure_ascii=False) + "\r\n\n  \n" + json.dumps({"t": "🙂"})
+    jsonl.write_text(lines, encoding="utf-8", newline="")
     assert values(jsonl) == [{"t": text}, {"t": "🙂"}]
     assert [record.origin for record in read_records(jsonl)] == [f"{jsonl}:1", f"{jsonl}:4"]
 
@@ -127,6 +128,8 @@ def test_directories_globs_and_limits(tmp_path: Path) -> None:
     assert values(f"{tmp_path}/**/*.jsonl") == [{"file": name} for name in everything[1:5]]
     assert values(f"{tmp_path}/b/2.jsonl#1") == [{"file": "b/2.jsonl"}]
     assert len(values(f"{tmp_path}/b/2.jsonl#100")) == 2
+    (tmp_path / "b/2.jsonl").write_bytes(GOOD + GOOD + b"{")
+    assert len(values(f"{tmp_path}/b/2.jsonl#2")) == 2, "what comes after the limit is not read"
     odd = tmp_path / "odd#1[x].jsonl"
     odd.write_bytes(GOOD + GOOD)
     assert len(values(odd)) == 2, "a file whose name looks like a limit or a glob is itself"

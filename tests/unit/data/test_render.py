@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moss_train.data.dialogue import Dialogue, Turn
+from moss_train.data.packing import IGNORE_INDEX, Example, build_row
 from moss_train.data.render import LOSS_POLICIES, Rendered, Segment, _encode, _parts, _Writer, fit_turns, render, render_all, render_prompt
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import DataError, UsageError
@@ -85,6 +86,14 @@ def test_a_tiny_dialogue_literally(byte_tokenizer: MossTokenizer, policy: str) -
     assert rendered.origin == "tiny.jsonl:1"
 
 
+def test_the_first_id_is_never_predicted(byte_tokenizer: MossTokenizer) -> None:
+    """Without a meta instruction, `release` marks the very first id, which has nothing before it."""
+    rendered, counts = render_all([replace(TINY, meta_instruction="")], byte_tokenizer, "release")
+    assert rendered[0].loss_mask[0]
+    targets = build_row([Example(rendered[0].input_ids, rendered[0].loss_mask)], 200).targets
+    assert counts["supervised_tokens"] == rendered[0].supervised_tokens == (targets != IGNORE_INDEX).sum() == 118 - 1
+
+
 def test_parts_encoded_apart_give_the_ids_of_the_whole_field(small_tokenizer: MossTokenizer) -> None:
     for field in (" 2+3?", " None", "\nNone\n", " 北京市有多少区？", "  two blanks", "\tTab"):
         ids = render(Dialogue("1", "", (Turn(field, moss=field),)), small_tokenizer).input_ids
@@ -151,7 +160,8 @@ def test_policies_for_markers_in_text(small_tokenizer: MossTokenizer, text: str)
     assert content("space") == re.sub("<(?=[|e])", "< ", text)
     with pytest.raises(DataError, match=r"tiny.jsonl:1: marker_in_text: turn 1, human: the text holds '<"):
         content("error")
-    assert render(TINY, small_tokenizer, on_marker="error") == render(TINY, small_tokenizer, on_marker="space") == render(TINY, small_tokenizer)
+    for on_marker in ("error", "space"):
+        assert render(TINY, small_tokenizer, on_marker=on_marker) == render(TINY, small_tokenizer)
 
 
 def test_citations_are_no_markers(small_tokenizer: MossTokenizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -86,9 +87,9 @@ def test_colours_follow_the_mask(byte_tokenizer: MossTokenizer, file: Path) -> N
     styles = {span.style: painted.plain[span.start : span.end] for span in painted.spans}
     assert styles["dim"] == "<|MOSS|>:"
     assert "".join(painted.plain[span.start : span.end] for span in painted.spans if span.style == module.TRAINED) == "·5<eom>⏎"
-    console = Console(force_terminal=True, color_system="standard", file=open(os.devnull, "w"), record=True, width=80)
-    console.print(painted)
-    assert "\x1b[1;32m·5" in console.export_text(styles=True)
+    output = io.StringIO()
+    Console(force_terminal=True, color_system="standard", file=output, width=80).print(painted)
+    assert "\x1b[1;32m·5" in output.getvalue()
 
 
 def test_without_a_tokenizer_one_is_trained_and_said(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +130,8 @@ def test_the_script_and_a_reader_that_leaves(file: Path, folder: Path, repositor
     rows = file.read_text()
     file.write_text(rows * 400)
     command = [sys.executable, str(repository / "scripts" / "data.py"), "show", str(file), "--json", "--tokenizer", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=file.parent, env={**os.environ, "PYTHONPATH": str(repository)})
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=file.parent, env=environment)
     assert process.stdout is not None
     assert process.stderr is not None
     json.loads(process.stdout.readline())

@@ -17,7 +17,8 @@ from moss_train.errors import DataError
 from tests.tokenizer_directories import WHITESPACE_RUNS, learn_merges, write_gpt2_files
 
 SPELLINGS = [*CONTROL_TOKENS, ENDOFTEXT, "<|reserved_0|>", "<|reserved_15|>", "<|MOSS|>:", "<", "eom>", "|>", "    ", "\t\t", "\n"]
-ANY_TEXT = st.lists(st.one_of(st.sampled_from(SPELLINGS), st.text(st.characters(exclude_categories=("Cs",)), max_size=8)), max_size=12).map("".join)
+PIECES = st.one_of(st.sampled_from(SPELLINGS), st.text(st.characters(exclude_categories=("Cs",)), max_size=8))
+ANY_TEXT = st.lists(PIECES, max_size=12).map("".join)
 
 
 @pytest.fixture(scope="module", params=["small_tokenizer", "byte_tokenizer", "moss_tokenizer"])
@@ -128,9 +129,9 @@ def test_stock_transformers_opens_it_with_the_same_ids(tokenizer: MossTokenizer,
     from transformers import AutoTokenizer
 
     tokenizer.save(tmp_path)
-    (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "codegen", "vocab_size": tokenizer.vocab_size, "bos_token_id": tokenizer.endoftext, "eos_token_id": tokenizer.eom})
-    )
+    ids = {"bos_token_id": tokenizer.endoftext, "eos_token_id": tokenizer.eom}
+    config = {"model_type": "codegen", "vocab_size": tokenizer.vocab_size, **ids}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     stock = AutoTokenizer.from_pretrained(tmp_path)
     samples = [*texts, *WHITESPACE_RUNS, "a , b . c 's don't ?", "�\0\x1b", "é e\u0301 🙂🏽", "x" + " " * 40 + "\t" * 12 + "\n\n"]
     for text in samples:
@@ -146,6 +147,10 @@ def test_stock_transformers_opens_it_with_the_same_ids(tokenizer: MossTokenizer,
     assert stock.decode([tokenizer.eom, tokenizer.tag_ids[0], *tokenizer.encode("a")], skip_special_tokens=True) == "a"
     assert (stock.eos_token_id, stock.bos_token_id, stock.pad_token_id, stock.unk_token_id) == (tokenizer.eom, *[tokenizer.endoftext] * 3)
     assert stock.model_max_length == 2048
+    assert stock.clean_up_tokenization_spaces is False, "transformers 4 tidies up by this setting"
+    assert type(stock).__name__ in ("TokenizersBackend", "PreTrainedTokenizerFast"), (
+        "tokenizer.json as it is, not rebuilt by a model's class"
+    )
     assert len(stock) == tokenizer.size
 
 
@@ -179,7 +184,7 @@ def break_ids(description: dict[str, Any]) -> None:
         (break_ids, "without gaps"),
     ],
 )
-def test_a_tokenizer_that_would_break_promises_is_refused(small_tokenizer: MossTokenizer, tmp_path: Path, change: Any, message: str) -> None:
+def test_what_would_break_promises_is_refused(small_tokenizer: MossTokenizer, tmp_path: Path, change: Any, message: str) -> None:
     small_tokenizer.save(tmp_path)
     description = json.loads((tmp_path / "tokenizer.json").read_text())
     change(description)
@@ -203,7 +208,7 @@ def test_a_merge_that_spells_a_special_token_is_refused(tmp_path: Path) -> None:
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such directory"):
         MossTokenizer.load(tmp_path / "absent")
-    with pytest.raises(DataError, match="expected tokenizer.json, or vocab.json"):
+    with pytest.raises(DataError, match=r"expected tokenizer\.json, or vocab\.json"):
         MossTokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read as JSON"):
