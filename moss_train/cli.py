@@ -82,7 +82,7 @@ def run(name: str) -> None:
     """Runs the program `name` on `sys.argv` and leaves the process with its exit code."""
     program = PROGRAMS[name]
     drop_local_rank(sys.argv)
-    if program.is_job and not {"-m", "--multirun"} & set(sys.argv):
+    if not {"-m", "--multirun"} & set(sys.argv):
         sys.argv[1:] = quote_texts(sys.argv[1:], _load(program.schema))
     # Hydra prints errors its own way unless it is asked to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -130,7 +130,7 @@ def drop_local_rank(argv: list[str]) -> None:
 
 def quote_texts(arguments: list[str], schema: type) -> list[str]:
     """Puts text values in the quotes that Hydra's grammar wants, so that `prompt="法国的首都是哪里？ (a, b)"` needs no second pair."""
-    texts = {name for name, hint in get_type_hints(schema).items() if hint in (str, str | None)}
+    texts = {name for name, hint in _typed_keys(schema) if hint in (str, str | None)}
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -261,16 +261,20 @@ def _explain_override(override: str, error: BaseException, schema: type, program
     return f"{override}: {_first_line(error.__cause__ or error)}"
 
 
-def _keys(schema: type, prefix: str = "") -> list[str]:
-    """All keys of a dataclass and of those inside it, with dots."""
-    found = []
-    hints = get_type_hints(schema)
+def _typed_keys(schema: type, prefix: str = "") -> list[tuple[str, Any]]:
+    """All keys of a dataclass and of those inside it, with dots, and their types."""
+    found: list[tuple[str, Any]] = []
+    hints: dict[str, Any] = get_type_hints(schema)
     for item in fields(schema):
-        name = prefix + item.name
-        found.append(name)
-        if is_dataclass(hints[item.name]):
-            found += _keys(hints[item.name], f"{name}.")
+        name, hint = prefix + item.name, hints[item.name]
+        found.append((name, hint))
+        if is_dataclass(hint):
+            found += _typed_keys(hint, f"{name}.")  # type: ignore[arg-type]
     return found
+
+
+def _keys(schema: type) -> list[str]:
+    return [name for name, _ in _typed_keys(schema)]
 
 
 def _unknown(key: str, keys: list[str]) -> str:
