@@ -18,7 +18,7 @@ import yaml
 from moss_train.config import StageConfig
 from moss_train.errors import CheckpointError, DataError, MossTrainError, NonFiniteError, UsageError
 from moss_train.train import engine as distributed
-from moss_train.train.tracking import setup_logging
+from moss_train.train.tracking import resident_gib, setup_logging
 
 _log = logging.getLogger("moss_train")
 _Result = TypeVar("_Result")
@@ -93,7 +93,15 @@ def open_run(config: StageConfig, stage: str) -> Iterator[Run]:
         raise
     finally:
         if main_rank:
-            outcome = {"stage": stage, "exit_code": code, "message": message, "seconds": round(time.time() - started, 1), "finished": code == 0}
+            outcome = {
+                "stage": stage,
+                "exit_code": code,
+                "message": message,
+                "seconds": round(time.time() - started, 1),
+                "finished": code == 0,
+                # Of this process when the run is over: what a sweep would carry into its next job.
+                "resident_gib": round(resident_gib(), 4),
+            }
             partial = directory / "status.json.tmp"
             partial.write_text(json.dumps(outcome, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(partial, directory / "status.json")
