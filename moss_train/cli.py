@@ -2,9 +2,9 @@
 
     arguments -> drop the launcher's --local_rank -> Hydra composes configs/ -> checked against the dataclasses -> main(config)
 
-Everything that is wrong with a configuration is told in one message, by key, with exit code 2, before torch is loaded. Hydra stops at the first
-problem, so when composing fails, the overrides are tried one at a time to find them all (`compose_problems`), and values are checked key by
-key (`check`), which also refuses `+foo=1`: Hydra lets that pass its own schema.
+Everything that is wrong with a configuration is told in one message, by key, with exit code 2, before torch is loaded. Hydra stops at the
+first problem, so when composing fails, the overrides are tried one at a time to find them all (`compose_problems`), and values are
+checked key by key (`check`), which also refuses `+foo=1`: Hydra lets that pass its own schema.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -27,8 +26,8 @@ from moss_train.errors import ConfigError, MossTrainError, UsageError
 class Program:
     """A Hydra program: its primary configuration, the dataclass that types it, and the function that runs it (`module:name`, loaded late).
 
-    Jobs have a folder of their own, `configs/jobs/`: in the stages' folder `model` is a group of architectures, and `model=DIR` would ask for
-    a file in it.
+    Jobs have a folder of their own, `configs/jobs/`: in the stages' folder `model` is a group of architectures, and `model=DIR` would ask
+    for a file in it.
     """
 
     config_name: str
@@ -134,7 +133,12 @@ def quote_texts(arguments: list[str], schema: type) -> list[str]:
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if equals and key.lstrip("+") in texts and value not in ("null", "") and not (value[0] in "\"'" and value[-1] == value[0] and len(value) > 1):
+        if (
+            equals
+            and key.lstrip("+") in texts
+            and value not in ("null", "")
+            and not (value[0] in "\"'" and value[-1] == value[0] and len(value) > 1)
+        ):
             escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
             trailing = len(escaped) - len(escaped.rstrip("\\"))
             argument = f"{key}='{escaped}{chr(92) * trailing}'"
@@ -215,7 +219,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def compose_problems(program: Program, schema: type, overrides: list[str]) -> list[str]:
-    """Every problem of a command line that Hydra refuses: each override is tried alone on top of those that work, then the rest is checked."""
+    """Every problem of a command line that Hydra refuses: each override is tried alone on top of those that work, then the rest is
+    checked."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -278,7 +283,9 @@ def _keys(schema: type) -> list[str]:
 
 
 def _unknown(key: str, keys: list[str]) -> str:
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.6) or [name for name in keys if name.split(".")[-1] == key.split(".")[-1]][:1]
+    close = (
+        difflib.get_close_matches(key, keys, n=1, cutoff=0.6) or [name for name in keys if name.split(".")[-1] == key.split(".")[-1]][:1]
+    )
     return f"{key}: there is no such key" + (f"; did you mean {close[0]}?" if close else "; --cfg job shows all keys")
 
 
@@ -298,7 +305,8 @@ def check(raw: Any, schema: type) -> Any:
     problems: list[str] = []
     typed = OmegaConf.structured(schema)
     keys = _keys(schema)
-    for key, value in _leaves(OmegaConf.to_container(raw, resolve=False, throw_on_missing=False), schema):
+    container: Any = OmegaConf.to_container(raw, resolve=False, throw_on_missing=False)
+    for key, value in _leaves(container, schema):
         if key not in keys:
             problems.append(_unknown(key, keys))
             continue
@@ -336,5 +344,3 @@ def _leaves(container: dict[str, Any], schema: type, prefix: str = "") -> list[t
         else:
             found.append((f"{prefix}{name}", value))
     return found
-
-

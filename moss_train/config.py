@@ -1,27 +1,28 @@
 """What every stage is configured by: the sections shared by all of them, and `StageConfig` which puts them together.
 
-Each package keeps the settings of its own in its `config.py`. These modules import the standard library alone, so that a wrong configuration
-is refused before torch is loaded. The owner of a default is the dataclass here; the YAML files under `configs/` hold choices.
+Each package keeps the settings of its own in its `config.py`. These modules import the standard library alone, so that a wrong
+configuration is refused before torch is loaded. The owner of a default is the dataclass here; the YAML files under `configs/` hold
+choices.
 
-A field that must be given has no usable default: it is None here and named by `problems()`. `problems()` returns sentences and never raises, so
-that all of them can be told at once.
+A field that must be given has no usable default: it is None here and named by `problems()`. `problems()` returns sentences and never
+raises, so that all of them can be told at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """Number format of weights, activations and gradients' transport; optimizer state is float32 in both."""
 
     bf16 = "bf16"
     fp32 = "fp32"
 
 
-class Schedule(str, Enum):
+class Schedule(StrEnum):
     """Shape of the learning rate after warm-up."""
 
     constant = "constant"
@@ -29,7 +30,7 @@ class Schedule(str, Enum):
     cosine = "cosine"
 
 
-class Decay(str, Enum):
+class Decay(StrEnum):
     """Which parameters weight decay acts on."""
 
     matrices = "matrices"
@@ -38,7 +39,7 @@ class Decay(str, Enum):
     """Everything but biases, LayerNorm weights included: what the published MOSS script did."""
 
 
-class Attention(str, Enum):
+class Attention(StrEnum):
     """Attention backend; `auto` takes the fastest one at hand and says which."""
 
     auto = "auto"
@@ -48,7 +49,17 @@ class Attention(str, Enum):
     varlen = "varlen"
 
 
-class WandbMode(str, Enum):
+class Plugin(StrEnum):
+    """What the switches of MOSS's meta instruction turn on."""
+
+    inner_thoughts = "inner_thoughts"
+    web_search = "web_search"
+    calculator = "calculator"
+    equation_solver = "equation_solver"
+    text_to_image = "text_to_image"
+
+
+class WandbMode(StrEnum):
     """How runs are sent to Weights & Biases."""
 
     disabled = "disabled"
@@ -56,7 +67,7 @@ class WandbMode(str, Enum):
     online = "online"
 
 
-class ExportDtype(str, Enum):
+class ExportDtype(StrEnum):
     """Number format of exported weights; `auto` is the one the model was trained in."""
 
     auto = "auto"
@@ -134,7 +145,9 @@ class TokenizerConfig:
 
     def problems(self) -> list[str]:
         if self.train_vocab_size < 512:
-            return [f"tokenizer.train_vocab_size is {self.train_vocab_size}; expected 512 or more (256 bytes, control and tag tokens, merges)"]
+            return [
+                f"tokenizer.train_vocab_size is {self.train_vocab_size}; expected 512 or more (256 bytes, control and tag tokens, merges)"
+            ]
         return []
 
 
@@ -255,9 +268,7 @@ OWNED_ELSEWHERE = {
 
 def deepspeed_problems(section: dict[str, Any]) -> list[str]:
     """Problems of the DeepSpeed section: keys that other settings own, and stages that do not fit the loop."""
-    found = [
-        f"deepspeed.{key} may not be set there; its owner is {owner}" for key, owner in OWNED_ELSEWHERE.items() if key in section
-    ]
+    found = [f"deepspeed.{key} may not be set there; its owner is {owner}" for key, owner in OWNED_ELSEWHERE.items() if key in section]
     stage = (section.get("zero_optimization") or {}).get("stage")
     if stage not in (1, 2, 3):
         found.append(
@@ -293,5 +304,7 @@ class StageConfig:
             found += section.problems()
         found += deepspeed_problems(self.deepspeed)
         if self.init_from is None and not self.model.is_complete():
-            found.append("no model: set init_from=DIR, or choose an architecture with model=codegen_350m (codegen_tiny, codegen_2b, moss_16b, ...)")
+            found.append(
+                "no model: set init_from=DIR, or choose an architecture with model=codegen_350m (codegen_tiny, codegen_2b, moss_16b, ...)"
+            )
         return found

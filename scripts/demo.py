@@ -43,7 +43,15 @@ def main() -> None:
 
     step(
         "fine-tune a small model on bundled dialogues, zh and en, plain and plugin (two ranks, ZeRO-3)",
-        [*LAUNCHER, "scripts/sft.py", "+config=tiny_sft", f"run.dir={run}/sft", "train.steps=400", "train.log_every=20", "train.eval_every=100"],
+        [
+            *LAUNCHER,
+            "scripts/sft.py",
+            "+config=tiny_sft",
+            f"run.dir={run}/sft",
+            "train.steps=400",
+            "train.log_every=20",
+            "train.eval_every=100",
+        ],
     )
     export = run / "sft" / "export"
     for question in QUESTIONS:
@@ -62,7 +70,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model, report = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 assert not report["missing_keys"] and not report["unexpected_keys"], report
-print(type(model).__name__, f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, moss_train imported:", "moss_train" in sys.modules)
+print(type(model).__name__, f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
+print("moss_train imported:", "moss_train" in sys.modules)
 """
 
 
@@ -73,8 +82,8 @@ def summary(run: Path, seconds: float) -> None:
     record = json.loads((run / "sft" / "export" / "lineage.json").read_text(encoding="utf-8"))
     print("\n| stage | tokens | with loss | validation loss before -> after | artefact |\n|---|---|---|---|---|")
     print(
-        f"| {record['stage']} | {record['tokens_seen']:,} | {record['supervised_tokens']:,} | {evaluations[0]:.3f} -> {evaluations[-1]:.3f} "
-        f"| {record['id'][:19]} |"
+        f"| {record['stage']} | {record['tokens_seen']:,} | {record['supervised_tokens']:,} "
+        f"| {evaluations[0]:.3f} -> {evaluations[-1]:.3f} | {record['id'][:19]} |"
     )
     print(f"\nloss plot: {run / 'sft' / 'plots' / 'loss.png'}\nthe demo took {seconds:.0f} s")
 

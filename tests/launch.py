@@ -29,7 +29,9 @@ def environment(**extra: str) -> dict[str, str]:
 
 def run(command: list[str], cwd: Path = REPOSITORY, timeout: float = 420, **extra: str) -> subprocess.CompletedProcess[str]:
     """Runs a command and returns what it printed, stdout and stderr apart."""
-    return subprocess.run(command, cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+    )
 
 
 def python(script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

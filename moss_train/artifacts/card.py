@@ -26,7 +26,8 @@ Text before the first turn, then turns; each message ends with its terminator an
 <|MOSS|>:
 ```
 
-The model answers up to `<eom>`. A model trained with plugins writes `<|Inner Thoughts|>: ...<eot>` and `<|Commands|>: ...<eoc>` before its reply.
+The model answers up to `<eom>`. A model trained with plugins writes `<|Inner Thoughts|>: ...<eot>` and `<|Commands|>: ...<eoc>` before
+its reply.
 
 ## Use
 

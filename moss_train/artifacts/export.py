@@ -1,7 +1,8 @@
 """Model directories that open anywhere: sharded safetensors, config, tokenizer, generation config, card, lineage.
 
-Parameter names are Hugging Face CodeGen's, and `architectures` names the stock class, so `AutoModelForCausalLM.from_pretrained(dir)` loads an
-export without code of ours. The directory appears under its name when it is complete: everything is written into `<name>.tmp` beside it first.
+Parameter names are Hugging Face CodeGen's, and `architectures` names the stock class, so `AutoModelForCausalLM.from_pretrained(dir)`
+loads an export without code of ours. The directory appears under its name when it is complete: everything is written into `<name>.tmp`
+beside it first.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ def write_export(
             pass
         shutil.rmtree(partial, ignore_errors=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(f"no space is left at {out.parent} for the export; free some, or name another place with run.dir") from error
+            raise DiskFullError(
+                f"no space is left at {out.parent} for the export; free some, or name another place with run.dir"
+            ) from error
         raise
 
 
@@ -110,7 +113,7 @@ def _write_shards(directory: Path, parameters: Iterable[tuple[str, torch.Tensor 
         shard_bytes += size
         total_bytes += size
     flush()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         os.rename(directory / f"shard-{number}", directory / file)
@@ -129,7 +132,11 @@ def _write_configs(directory: Path, model_config: Any, tokenizer: MossTokenizer,
     config.bos_token_id, config.eos_token_id, config.pad_token_id = tokenizer.endoftext, tokenizer.eom, tokenizer.endoftext
     config.save_pretrained(directory)
     generation = GenerationConfig(
-        **SAMPLING, bos_token_id=tokenizer.endoftext, eos_token_id=tokenizer.eom, pad_token_id=tokenizer.endoftext, suppress_tokens=tokenizer.tag_ids
+        **SAMPLING,
+        bos_token_id=tokenizer.endoftext,
+        eos_token_id=tokenizer.eom,
+        pad_token_id=tokenizer.endoftext,
+        suppress_tokens=tokenizer.tag_ids,
     )
     generation.save_pretrained(directory)
     tokenizer.save(directory)

@@ -1,7 +1,7 @@
 """lineage.json: what produced an artefact, beside it.
 
-The id is the sha256 of the record itself (without the id, as canonical JSON), and the record holds the sha256 of every file, so the id stands for
-the content. A parent is named by its id and its role; it need not be at hand.
+The id is the sha256 of the record itself (without the id, as canonical JSON), and the record holds the sha256 of every file, so the id
+stands for the content. A parent is named by its id and its role; it need not be at hand.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def write(directory: Path, lineage: Lineage) -> str:
 
 def record_id(record: dict[str, Any]) -> str:
     """The content-addressed id of a record."""
-    canonical = json.dumps({key: value for key, value in record.items() if key != "id"}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    canonical = json.dumps(
+        {key: value for key, value in record.items() if key != "id"}, sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    )
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -180,14 +180,14 @@ def parse_moss003(value: Any, origin: str, *, default_meta: str | None = None, o
 
 
 def read_dialogues(
-    specs: list[str] | str, *, default_meta: str | None = None, on_bad_row: str = "fail", max_bad_share: float = 0.01
+    specs: list[str] | str, *, default_meta: str | None = None, on_bad: str = "fail", max_bad_share: float = 0.01
 ) -> tuple[list[Dialogue], ProblemList]:
     """The dialogues of files, directories or globs, all bad records reported together.
 
     Args:
         specs: Paths, as `read_records` takes them.
         default_meta: Meta instruction of records without one.
-        on_bad_row: `fail` or `skip`.
+        on_bad: `fail` or `skip`.
         max_bad_share: With `skip`, the share of bad records above which reading fails nevertheless.
 
     Returns:
@@ -196,7 +196,7 @@ def read_dialogues(
     Raises:
         DataError: A path is missing, holds nothing, or holds bad records.
     """
-    problems = ProblemList(on_bad_row, max_bad_share)
+    problems = ProblemList(on_bad, max_bad_share)
     dialogues: list[Dialogue] = []
     for spec in [specs] if isinstance(specs, str) else specs:
         before = len(dialogues)

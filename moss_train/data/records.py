@@ -62,7 +62,7 @@ class ProblemList:
 
     def __init__(self, policy: str = "fail", max_share: float = 0.01):
         if policy not in ("fail", "skip"):
-            raise UsageError(f"on_bad_row={policy!r}: expected fail or skip")
+            raise UsageError(f"on_bad={policy!r}: expected fail or skip")
         self.policy = policy
         self.max_share = max_share
         self.counts: Counter[str] = Counter()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from moss_train.config import Attention, ExportDtype
+from moss_train.config import Attention, ExportDtype, Plugin
 
 
 @dataclass
@@ -19,6 +19,8 @@ class GenerateConfig:
     """A file of dialogues in the training layout; the reply of the last turn of each is generated anew. `FILE#N` takes the first N."""
     system: str | None = None
     """Meta instruction for `prompt`; by default the one the model was trained with most. An empty text leaves it out."""
+    plugins: list[Plugin] = field(default_factory=list)
+    """Switches that are on in MOSS's meta instruction, used for `prompt` where `system` is not given."""
     thoughts: bool = False
     """Let the model write inner thoughts and commands before its reply, which is then preceded by empty results: no tool is run."""
     max_new_tokens: int = 256

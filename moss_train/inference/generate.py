@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from moss_train.artifacts import lineage
+from moss_train.config import Plugin
 from moss_train.data.dialogue import KIND_BY_NAME, Dialogue, Turn, meta_instruction, parse_moss003
 from moss_train.data.records import read_records
 from moss_train.data.render import render_prompt
@@ -95,7 +96,8 @@ class Generator:
 
 
 def default_system(directory: Path, thoughts: bool) -> str:
-    """The meta instruction the model was trained with most, as its lineage tells, else MOSS's own, with the switch of inner thoughts set."""
+    """The meta instruction the model was trained with most, as its lineage tells, else MOSS's own, with the switch of inner thoughts
+    set."""
     trained = ((lineage.read(directory) or {}).get("details") or {}).get("meta_instruction")
     text = trained or meta_instruction()
     return text.replace("- Inner thoughts: disabled.", "- Inner thoughts: enabled.") if thoughts else text
@@ -106,7 +108,7 @@ def dialogues_to_answer(config: GenerateConfig) -> list[Dialogue]:
     if config.prompt is not None:
         if not config.prompt.strip():
             raise UsageError("prompt is empty; ask something")
-        system = default_system(Path(config.model), config.thoughts) if config.system is None else config.system
+        system = default_system(Path(config.model), config.thoughts, config.plugins) if config.system is None else config.system
         return [Dialogue(id="prompt", meta_instruction=system, turns=(Turn(human=f" {config.prompt.strip()}"),), origin="prompt")]
     dialogues = [parse_moss003(record.value, record.origin, open_end=True) for record in read_records(config.dialogue or "")]
     if not dialogues:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
-from moss_train.config import StageConfig
+from moss_train.config import Plugin, StageConfig
 
 
-class LossOn(str, Enum):
+class LossOn(StrEnum):
     """Which tokens of a dialogue carry loss."""
 
     generated = "generated"
@@ -20,7 +20,7 @@ class LossOn(str, Enum):
     """What the published script trained on: all but the meta instruction and the content of the results."""
 
 
-class OnMarker(str, Enum):
+class OnMarker(StrEnum):
     """What to do with a role marker such as `<|Human|>:` that is spelled inside a message."""
 
     keep = "keep"
@@ -28,13 +28,21 @@ class OnMarker(str, Enum):
     error = "error"
 
 
-class OnBad(str, Enum):
+class OnBad(StrEnum):
     """What to do with a record that is not a dialogue."""
 
     fail = "fail"
     """End before a model is built, with the first of them and totals by kind."""
     skip = "skip"
     """Leave them out and say so; more than 1 % of them end the run all the same."""
+
+
+class DefaultMeta(StrEnum):
+    """Meta instruction of records that have none."""
+
+    moss = "moss"
+    """The published one, with the switches of `plugins` on."""
+    none = "none"
 
 
 @dataclass
@@ -54,6 +62,10 @@ class DialogueDataConfig:
     loss_on: LossOn = LossOn.generated
     on_marker: OnMarker = OnMarker.keep
     on_bad: OnBad = OnBad.fail
+    default_meta: DefaultMeta = DefaultMeta.moss
+    """Meta instruction of records that have none; a record's own is never changed."""
+    plugins: list[Plugin] = field(default_factory=list)
+    """Switches that are on in that default."""
 
     def problems(self) -> list[str]:
         found = []
@@ -86,6 +98,7 @@ class SFTConfig(StageConfig):
         found = super().problems() + self.data.problems()
         if self.init_from is None and self.data.seq_len > self.model.max_positions:
             found.append(
-                f"data.seq_len ({self.data.seq_len}) is longer than model.max_positions ({self.model.max_positions}), which the rotary table covers"
+                f"data.seq_len ({self.data.seq_len}) is longer than model.max_positions ({self.model.max_positions}), "
+                "which the rotary table covers"
             )
         return found

@@ -1,6 +1,6 @@
 """Dialogue files to the rows of a run.
 
-    records -> dialogues -> (a share kept apart for validation) -> ids and loss masks -> packed rows -> batches
+records -> dialogues -> (a share kept apart for validation) -> ids and loss masks -> packed rows -> batches
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from importlib import resources
 from typing import Any
 
 from moss_train.artifacts.lineage import Source
-from moss_train.data.dialogue import Dialogue, read_dialogues
+from moss_train.data.dialogue import Dialogue, meta_instruction, read_dialogues
 from moss_train.data.loader import RowDataset, StepPlan, evaluation_batches, step_batches
 from moss_train.data.mixture import permutation_key, permuted_index
 from moss_train.data.render import render_all
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import DataError
-from moss_train.sft.config import DialogueDataConfig, SFTConfig
+from moss_train.sft.config import DefaultMeta, DialogueDataConfig, SFTConfig
 from moss_train.train import engine as distributed
-from moss_train.train.stage import StageData
+from moss_train.train.stage import StageData, total_samples
 
 Say = Callable[[str], None]
 
@@ -54,18 +54,17 @@ class Rows:
         """Training rows of one epoch."""
         return len(self.train_rows)
 
-    def stage_data(self, steps: int) -> StageData:
-        """What the loop takes, for a run of `steps` optimizer steps."""
+    def stage_data(self) -> StageData:
+        """What the loop takes."""
         train = self.config.train
         plan = StepPlan(train.global_batch_size, train.micro_batch_size, distributed.world_size())
         # A number of epochs ends in the middle of a step, most often; the rest of it is rows of weight zero.
-        last_sample = None if train.epochs is None else round(train.epochs * self.count)
+        last_sample = total_samples(self.config, self.count)
         valid = {}
         if self.valid_rows is not None:
             valid["valid"] = list(evaluation_batches(self.valid_rows, train.micro_batch_size, distributed.world_size(), distributed.rank()))
         return StageData(
             step_batches=lambda step: step_batches(self.train_rows, step, plan, distributed.rank(), last_sample),
-            rows=self.count,
             valid=valid,
             sources=self.sources,
             weight_name="supervised_tokens",
@@ -126,7 +125,8 @@ def prepare(config: SFTConfig, splits: Splits, tokenizer: MossTokenizer, say: Sa
             raise DataError(f"data.{name}: none of {len(dialogues)} dialogues is left at data.seq_len={data.seq_len}: {describe(dropped)}")
         dataset = RowDataset(rendered, data.seq_len, config.run.seed, pad_id=tokenizer.endoftext)
         say(
-            f"{name}: {len(rendered):,} of {len(dialogues):,} dialogues in {len(dataset):,} rows of {data.seq_len} ({dataset.fill:.1%} filled), "
+            f"{name}: {len(rendered):,} of {len(dialogues):,} dialogues in {len(dataset):,} rows of {data.seq_len} "
+            f"({dataset.fill:.1%} filled), "
             f"{dataset.tokens:,} tokens, {dataset.supervised_tokens:,} with loss ({data.loss_on.value})"
             + (f"; dropped: {describe(dropped)}" if dropped else "")
         )
@@ -158,8 +158,9 @@ def _paths(value: Any) -> list[str]:
 def _read(paths: list[str], role: str, config: DialogueDataConfig, licence: str | None, sources: list[Source], say: Say) -> list[Dialogue]:
     """The dialogues of `paths`; each path becomes a source, with the hash of the dialogues read from it."""
     found: list[Dialogue] = []
+    meta = meta_instruction(**{plugin.value: True for plugin in config.plugins}) if config.default_meta is DefaultMeta.moss else ""
     for path in paths:
-        dialogues, problems = read_dialogues(path, on_bad_row=config.on_bad.value)
+        dialogues, problems = read_dialogues(path, default_meta=meta, on_bad=config.on_bad.value)
         if problems.counts:
             say(f"{role}: {sum(problems.counts.values())} bad records left out (data.on_bad=skip)\n{problems.describe()}")
         digest = hashlib.sha256()

@@ -30,8 +30,7 @@ def main(config: SFTConfig) -> float:
         model_config = run.together(lambda: fit_vocabulary(config, model_config, tokenizer))
         rows = run.together(lambda: prepare(config, splits, tokenizer, run.log))
         steps = total_steps(config, rows.count)
-        data = rows.stage_data(steps)
-        last = train_stage(run, config, lambda: build(config, model_config, run.log), tokenizer, data, steps)
+        last = train_stage(run, config, lambda: build(config, model_config, run.log), tokenizer, rows.stage_data(), steps)
     return last.get("valid/loss", last.get("train/loss", float("nan")))
 
 
@@ -63,7 +62,9 @@ def architecture(config: SFTConfig) -> Any:
     found = read_model_config(directory)
     check_weights(directory, found, allow_pickle=config.allow_pickle)
     if config.data.seq_len > found.n_positions:
-        raise UsageError(f"data.seq_len is {config.data.seq_len}, but the model in {directory} covers {found.n_positions} positions; lower data.seq_len")
+        raise UsageError(
+            f"data.seq_len is {config.data.seq_len}, but the model in {directory} covers {found.n_positions} positions; lower data.seq_len"
+        )
     return found
 
 
@@ -87,10 +88,14 @@ def fit_vocabulary(config: SFTConfig, model_config: Any, tokenizer: MossTokenize
         model_config.vocab_size = tokenizer.vocab_size
     if tokenizer.size > model_config.vocab_size:
         raise DataError(
-            f"the tokenizer has {tokenizer.size} tokens, but the model only {model_config.vocab_size} embedding rows; extend the model's vocabulary, "
-            "or use the tokenizer it was trained with"
+            f"the tokenizer has {tokenizer.size} tokens, but the model only {model_config.vocab_size} embedding rows; extend the "
+            "model's vocabulary, or use the tokenizer it was trained with"
         )
-    model_config.bos_token_id, model_config.eos_token_id, model_config.pad_token_id = tokenizer.endoftext, tokenizer.eom, tokenizer.endoftext
+    model_config.bos_token_id, model_config.eos_token_id, model_config.pad_token_id = (
+        tokenizer.endoftext,
+        tokenizer.eom,
+        tokenizer.endoftext,
+    )
     return model_config
 
 

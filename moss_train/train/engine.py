@@ -1,7 +1,7 @@
 """The one engine: DeepSpeed, with or without a GPU. The only importer of deepspeed.
 
-Order matters here: the process group first, then the object which tells transformers that parameters are partitioned (kept alive for as long as
-models are built), then the model, then `initialize`. Built in another order, every rank holds the whole model and nothing says so.
+Order matters here: the process group first, then the object which tells transformers that parameters are partitioned (kept alive for as
+long as models are built), then the model, then `initialize`. Built in another order, every rank holds the whole model and nothing says so.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def start() -> None:
         return
     # ninja compiles DeepSpeed's operators; it is installed beside this interpreter, which need not be on PATH.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if not on_gpu():
+        os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(threads_per_rank())
     if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
     deepspeed = _deepspeed()
-    if torch.cuda.is_available():
+    if on_gpu():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=TIMEOUT_MINUTES), verbose=False
-    )
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu() else "gloo", timeout=timedelta(minutes=TIMEOUT_MINUTES), verbose=False)
 
 
 def stop() -> None:
@@ -79,9 +79,14 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def on_gpu() -> bool:
+    """Whether this run computes on CUDA devices; DS_ACCELERATOR=cpu keeps it off those that are there."""
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+
+
 def device() -> torch.device:
     """Where this rank computes."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu() else torch.device("cpu")
 
 
 def all_reduce_sum(values: list[float]) -> list[float]:
@@ -105,7 +110,9 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
-def deepspeed_config(section: dict[str, Any], precision: Precision, micro_batch_size: int, accumulation: int, clip: float) -> dict[str, Any]:
+def deepspeed_config(
+    section: dict[str, Any], precision: Precision, micro_batch_size: int, accumulation: int, clip: float
+) -> dict[str, Any]:
     """The full DeepSpeed configuration: the user's section and what `train` and `optim` own."""
     return {
         "data_types": {"grad_accum_dtype": "fp32"},
@@ -153,7 +160,8 @@ def initialize(model: torch.nn.Module, config: dict[str, Any], optim: OptimConfi
 
 
 def full_parameters(engine: Any) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """Each parameter whole, one after another, by name: on rank 0 a CPU tensor, elsewhere None. A collective; every rank must run it to the end."""
+    """Each parameter whole, one after another, by name: on rank 0 a CPU tensor, elsewhere None. A collective; every rank must run it to
+    the end."""
     deepspeed = _deepspeed()
     for name, parameter in engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):

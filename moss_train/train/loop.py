@@ -1,8 +1,9 @@
 """fit(): the loop of every stage.
 
-A stage hands it an engine and its batches. The model's forward returns a loss *sum* and a dictionary of `name: (sum, weight)`; a batch carries
-its weight (supervised tokens, tokens, comparisons), known before any forward. One optimizer step divides the summed loss of all micro-batches
-of all ranks by their summed weight, so that 1 rank with 8 rows, 8 times 1 row, and 2 ranks with 4 rows give the same gradient.
+A stage hands it an engine and its batches. The model's forward returns a loss *sum* and a dictionary of `name: (sum, weight)`; a batch
+carries its weight (supervised tokens, tokens, comparisons), known before any forward. One optimizer step divides the summed loss of all
+micro-batches of all ranks by their summed weight, so that 1 rank with 8 rows, 8 times 1 row, and 2 ranks with 4 rows give the same
+gradient.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def fit(
         metrics = reduce_metrics(totals)
         if not engine.was_step_applied() or not math.isfinite(metrics["loss"]):
             raise NonFiniteError(
-                f"step {step + 1}: the loss is {metrics['loss']}, the gradient norm {float(engine.get_global_grad_norm())}. The weights were not "
-                "updated. Lower optim.lr, lengthen optim.warmup, or look at the records of this step"
+                f"step {step + 1}: the loss is {metrics['loss']}, the gradient norm {float(engine.get_global_grad_norm())}. "
+                "The weights were not updated. Lower optim.lr, lengthen optim.warmup, or look at the records of this step"
             )
         norm = float(engine.get_global_grad_norm())
         done = StepReport(step + 1, metrics, rate, norm, weight, int(tokens), time.perf_counter() - started)

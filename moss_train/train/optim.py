@@ -29,7 +29,8 @@ def parameter_groups(named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
 
     Under ZeRO-3 a parameter is an empty placeholder, so its dimensions are read from the shape DeepSpeed keeps.
     """
-    decayed, plain = [], []
+    decayed: list[torch.nn.Parameter] = []
+    plain: list[torch.nn.Parameter] = []
     for name, parameter in named_parameters:
         if parameter.requires_grad:
             shape = getattr(parameter, "ds_shape", parameter.shape)
@@ -41,8 +42,8 @@ def parameter_groups(named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     """Learning rate of optimizer step `step`, counted from 0.
 
-    Linear warm-up that reaches `lr` at the last warm-up step, then the schedule, which would reach `lr * min_lr_ratio` at the step after the
-    last one: neither the first step nor the last is spent at a rate of zero. The cosine is that of Loshchilov and Hutter 2017 (SGDR),
+    Linear warm-up that reaches `lr` at the last warm-up step, then the schedule, which would reach `lr * min_lr_ratio` at the step after
+    the last one: neither the first step nor the last is spent at a rate of zero. The cosine is that of Loshchilov and Hutter 2017 (SGDR),
     equation 5, with one period.
     """
     warmup_steps = int(config.warmup) if config.warmup >= 1 else round(config.warmup * total_steps)

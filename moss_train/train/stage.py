@@ -1,12 +1,12 @@
 """From a model and its rows to an export: what the mains of all stages share.
 
-    build under the engine's partitioning -> initialize -> fit -> evaluate -> export -> release
+build under the engine's partitioning -> initialize -> fit -> evaluate -> export -> release
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,8 +42,7 @@ class StageData:
     """The rows of a stage, ready for the loop."""
 
     step_batches: Callable[[int], Sequence[Any]]
-    rows: int
-    valid: dict[str, Sequence[Any]]
+    valid: Mapping[str, Sequence[Any]]
     """Validation set -> this rank's batches; as many on every rank."""
     sources: list[lineage.Source]
     weight_name: str
@@ -53,11 +52,16 @@ class StageData:
     """For the lineage: what shaped the rows."""
 
 
-def total_steps(config: StageConfig, rows: int) -> int:
-    """Optimizer steps of the run; the last step of a number of epochs may be partly filled."""
+def total_samples(config: StageConfig, rows: int) -> int:
+    """Samples of the run: whole steps, or a number of epochs, which may end in the middle of one (at least one sample)."""
     if config.train.steps is not None:
-        return config.train.steps
-    return math.ceil((config.train.epochs or 0) * rows / config.train.global_batch_size)
+        return config.train.steps * config.train.global_batch_size
+    return max(1, round((config.train.epochs or 0) * rows))
+
+
+def total_steps(config: StageConfig, rows: int) -> int:
+    """Optimizer steps of the run; the last one may be partly filled."""
+    return math.ceil(total_samples(config, rows) / config.train.global_batch_size)
 
 
 def accumulation_steps(config: StageConfig, world_size: int) -> int:
@@ -79,15 +83,22 @@ def train_stage(
         The last metrics on validation data, or on the last training step where there is none.
     """
     ds_config = distributed.deepspeed_config(
-        config.deepspeed, config.train.precision, config.train.micro_batch_size, accumulation_steps(config, distributed.world_size()), config.optim.clip
+        config.deepspeed,
+        config.train.precision,
+        config.train.micro_batch_size,
+        accumulation_steps(config, distributed.world_size()),
+        config.optim.clip,
     )
-    parents = run.together(lambda: [lineage.parent_of(Path(config.init_from), "init")] if config.init_from and distributed.rank() == 0 else [])
+    parents = run.together(
+        lambda: [lineage.parent_of(Path(config.init_from), "init")] if config.init_from and distributed.rank() == 0 else []
+    )
     with distributed.building(ds_config):
         model = run.together(build_model)
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     run.log(
-        f"{parameters:,} parameters | {distributed.world_size()} ranks on {distributed.device().type} | ZeRO-{ds_config['zero_optimization']['stage']} "
-        f"| {config.train.precision.value} | {steps} steps of {config.train.global_batch_size} rows"
+        f"{parameters:,} parameters | {distributed.world_size()} ranks on {distributed.device().type} "
+        f"| ZeRO-{ds_config['zero_optimization']['stage']} | {config.train.precision.value} "
+        f"| {steps} steps of {config.train.global_batch_size} rows"
     )
     engine = distributed.initialize(model, ds_config, config.optim)
     flops_per_token = training_flops_per_token(model.config, parameters, data.seq_len)
@@ -108,7 +119,9 @@ def train_stage(
 
     def evaluate() -> dict[str, float]:
         return {
-            f"{name}/{metric}": value for name, batches in data.valid.items() for metric, value in loop.evaluate_batches(engine, batches).items()
+            f"{name}/{metric}": value
+            for name, batches in data.valid.items()
+            for metric, value in loop.evaluate_batches(engine, batches).items()
         }
 
     def report(done: loop.StepReport) -> None:
@@ -168,14 +181,15 @@ FLOPS_FORMULA = "tokens * (6 * parameters without the input embedding + 6 * laye
 
 
 def training_flops_per_token(model_config: Any, parameters: int, seq_len: int) -> float:
-    """Forward and backward FLOPs a token: 6 for each parameter that multiplies, and causal attention counted once (PaLM, appendix B, halved)."""
+    """Forward and backward FLOPs a token: 6 for each parameter that multiplies, and causal attention counted once (PaLM, appendix B,
+    halved)."""
     multiplying = parameters - model_config.vocab_size * model_config.n_embd
     return 6.0 * multiplying + 6.0 * model_config.n_layer * model_config.n_embd * seq_len
 
 
 def peak_flops() -> float | None:
     """Peak of all ranks together, FLOP/s, or None for a device that is not in the table."""
-    if not torch.cuda.is_available():
+    if distributed.device().type != "cuda":
         return None
     one = PEAK_FLOPS.get(torch.cuda.get_device_name())
     return one * distributed.world_size() if one else None

@@ -1,4 +1,5 @@
-"""What a run says of itself: a console line a step, a progress bar on a terminal, metrics.jsonl, Weights & Biases, the loss plot. Rank 0 only.
+"""What a run says of itself: a console line a step, a progress bar on a terminal, metrics.jsonl, Weights & Biases, the loss plot. Rank 0
+only.
 
 Nothing here may stop a run: Weights & Biases being away costs a warning.
 """
@@ -198,7 +199,12 @@ def _start_wandb(config: TrackingConfig, run_dir: Path, resolved: dict[str, Any]
         import wandb
 
         return wandb.init(
-            project=config.project, name=config.name or run_dir.name, dir=str(run_dir), mode=config.wandb.value, config=resolved, reinit="finish_previous"
+            project=config.project,
+            name=config.name or run_dir.name,
+            dir=str(run_dir),
+            mode=config.wandb.value,
+            config=resolved,
+            reinit="finish_previous",
         )
     except Exception as error:
         _log.warning(f"Weights & Biases could not be started ({error}); the run goes on, metrics.jsonl has everything")

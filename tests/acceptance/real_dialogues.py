@@ -2,10 +2,11 @@
 
     python -m tests.acceptance.real_dialogues --data ../shared/data/moss-003-sft-sample --steps 600 --out docs
 
-writes the curve (docs/images/learning-curve.png) and the page around it (docs/learning-curve.md). The test beside this file runs it shorter.
+writes the curve (docs/images/learning-curve.png) and the page around it (docs/learning-curve.md). The test beside this file runs it
+shorter.
 
-Two baselines, in nats per supervised token of the dev dialogues: a unigram model fitted on the training dialogues (one added to each count), and
-one fitted on the dev tokens themselves, which no unigram model can beat.
+Two baselines, in nats per supervised token of the dev dialogues: a unigram model fitted on the training dialogues (one added to each
+count), and one fitted on the dev tokens themselves, which no unigram model can beat.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tests.launch import deepspeed, metrics, succeeded
 
 from moss_train.data.dialogue import read_dialogues
-from moss_train.data.packing import IGNORE_INDEX
 from moss_train.data.loader import RowDataset
+from moss_train.data.packing import IGNORE_INDEX
 from moss_train.data.render import render_all
 from moss_train.data.tokenizer import MossTokenizer
+from tests.launch import deepspeed, metrics, succeeded
 
 SEQ_LEN = 2048
 
@@ -109,8 +110,9 @@ The published MOSS-003 sample (896 dialogues to train on, 112 for validation), a
 
 ![loss by step](images/learning-curve.png)
 
-Dev loss per supervised token fell from {before:.3f} to **{after:.3f}** nats over {outcome.supervised_tokens:,} tokens. A unigram model fitted on the
-training dialogues has {outcome.train_unigram:.3f}; one fitted on the dev tokens themselves, which no unigram model can beat, {outcome.dev_unigram:.3f}.
+Dev loss per supervised token fell from {before:.3f} to **{after:.3f}** nats over {outcome.supervised_tokens:,} tokens. A unigram model
+fitted on the training dialogues has {outcome.train_unigram:.3f}; one fitted on the dev tokens themselves, which no unigram model can
+beat, {outcome.dev_unigram:.3f}.
 
 | step | dev loss | perplexity |
 |---|---|---|

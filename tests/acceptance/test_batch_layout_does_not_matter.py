@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.launch import deepspeed, losses, succeeded
 
 # name -> ranks, rows per forward; always 8 rows an optimizer step.

@@ -1,4 +1,5 @@
-"""An export opens in an environment without moss_train: no missing key, the same logits, the same ids, and a reply by the published snippet."""
+"""An export opens in an environment without moss_train: no missing key, the same logits, the same ids, and a reply by the published
+snippet."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.launch import deepspeed, run, succeeded
 
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.model.loading import load_model
+from tests.launch import deepspeed, run, succeeded
 
 STOCK = """
 import json, sys, torch
@@ -73,7 +74,12 @@ def test_stock_transformers_loads_it_with_the_same_logits(export: Path, stock_py
         logits = ours(torch.tensor([ids])).logits
     assert torch.allclose(logits, stock["logits"], atol=1e-5, rtol=0)
     # The markers of a prompt are text, its control is the control, and nothing is added.
-    assert stock["prompt"] == [*tokenizer.encode("<|Human|>:"), *tokenizer.encode(" Hi there"), tokenizer.eoh, *tokenizer.encode("\n<|MOSS|>:")]
+    assert stock["prompt"] == [
+        *tokenizer.encode("<|Human|>:"),
+        *tokenizer.encode(" Hi there"),
+        tokenizer.eoh,
+        *tokenizer.encode("\n<|MOSS|>:"),
+    ]
     assert stock["decoded"] == "<|Human|>: Hi there<eoh>\n<|MOSS|>:"
     assert stock["plain"] == tokenizer.encode("你好 world\n\n    if x:")
     assert stock["reply"]

@@ -1,8 +1,8 @@
 """Every shipped preset is a real configuration: it has the published size, and it trains.
 
-What the training runs change, and why: the number of layers (1) and the vocabulary, so that a 16B width fits this memory; and, because 128 rows of
-2,048 tokens through a layer of 453 M parameters take hours on two cores, rows per step (2) and their length (64). Width, heads, rotary, recomputation,
-optimizer, ZeRO-3 and precision are as shipped.
+What the training runs change, and why: the number of layers (1) and the vocabulary, so that a 16B width fits this memory; and, because
+128 rows of 2,048 tokens through a layer of 453 M parameters take hours on two cores, rows per step (2) and their length (64). Width, heads,
+rotary, recomputation, optimizer, ZeRO-3 and precision are as shipped.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tests.launch import REPOSITORY, deepspeed, losses, metrics, python, succeeded
 from transformers import CodeGenConfig
 
 from moss_train.model.codegen import CodeGenLM
+from tests.launch import REPOSITORY, deepspeed, losses, metrics, python, succeeded
 
 # Preset -> parameters of the model it names; None: settled by the tokenizer that is trained on the data.
 PRESETS = {"tiny_sft": None, "moss_moon_003_sft": 16_717_980_160, "moss_moon_003_sft_plugin": 16_717_980_160}

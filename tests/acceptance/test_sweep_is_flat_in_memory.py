@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from tests.launch import deepspeed, metrics, succeeded
 
 JOBS = 5
@@ -18,7 +19,11 @@ def test_sweep_under_two_ranks(tmp_path: Path) -> None:
     # 10 M parameters: what used to be kept of one job, some 90 MiB, stands out of the noise.
     model = ("model.hidden_size=512", "model.num_layers=3", "data.seq_len=512", "data.train=null")
     train = ("train.steps=2", "train.eval_every=0", "train.eval_at_start=false", "export.enabled=false")
-    succeeded(deepspeed(2, "scripts/sft.py", "-m", "+config=tiny_sft", f"optim.lr={rates}", f"run.dir={tmp_path}/sweep", *model, *train, *callback))
+    succeeded(
+        deepspeed(
+            2, "scripts/sft.py", "-m", "+config=tiny_sft", f"optim.lr={rates}", f"run.dir={tmp_path}/sweep", *model, *train, *callback
+        )
+    )
     outcomes = [json.loads((tmp_path / "sweep" / str(job) / "status.json").read_text()) for job in range(JOBS)]
     assert all(outcome["finished"] for outcome in outcomes)
     resident = [outcome["resident_gib"] * 1024 for outcome in outcomes]

@@ -19,7 +19,17 @@ def test_wheel_trains_from_another_directory(tmp_path: Path) -> None:
     site = Path(sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)}))
     # The libraries of this environment, without the editable install among them; the wheel itself is installed for real.
     (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"), "install", "--no-deps", "--no-index", "--ignore-installed"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(environment / "bin" / "python"),
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--ignore-installed",
+    ]
     succeeded(run([*pip, str(wheel)]))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -30,7 +40,11 @@ def test_wheel_trains_from_another_directory(tmp_path: Path) -> None:
     assert len(losses(elsewhere / "runs" / "tiny_sft")) == 2
     succeeded(run([command, "generate", "model=runs/tiny_sft/export", "prompt=Hello", "max_new_tokens=4"], cwd=elsewhere))
     where = subprocess.run(
-        [str(environment / "bin" / "python"), "-c", "import moss_train; print(moss_train.__file__)"], cwd=elsewhere, capture_output=True, text=True, check=True
+        [str(environment / "bin" / "python"), "-c", "import moss_train; print(moss_train.__file__)"],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert where.stdout.startswith(str(site))
     assert run([command], cwd=elsewhere).returncode == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from tests.launch import BIN, deepspeed, free_port, losses, metrics, python, run, succeeded
 
 QUICK = ("+config=tiny_sft", "train.steps=3", "train.eval_every=0", "train.eval_at_start=false", "data.seq_len=512")
@@ -52,7 +53,15 @@ def test_every_step_is_in_metrics(tmp_path: Path) -> None:
     events = metrics(tmp_path / "run")
     steps = [event for event in events if "train/loss" in event]
     assert [event["step"] for event in steps] == [1, 2, 3]
-    needed = {"tokens_seen", "train/loss", "train/accuracy", "train/grad_norm", "train/lr", "train/supervised_tokens", "perf/tokens_per_second"}
+    needed = {
+        "tokens_seen",
+        "train/loss",
+        "train/accuracy",
+        "train/grad_norm",
+        "train/lr",
+        "train/supervised_tokens",
+        "perf/tokens_per_second",
+    }
     assert all(needed <= event.keys() for event in steps)
     assert [event["step"] for event in events if "eval/valid/loss" in event] == [0, 2, 3]
     assert steps[-1]["tokens_seen"] > steps[0]["tokens_seen"] > 0
@@ -124,7 +133,12 @@ def test_wandb_offline_records_the_run_and_no_key_is_written(tmp_path: Path) -> 
 def test_wandb_being_away_does_not_stop_the_run(tmp_path: Path) -> None:
     """Online, with a server that refuses connections."""
     arguments = (*QUICK, f"run.dir={tmp_path}/run", "tracking=wandb", "export.enabled=false")
-    away = {"WANDB_BASE_URL": f"http://127.0.0.1:{free_port()}", "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "5", "WANDB_HTTP_TIMEOUT": "3"}
+    away = {
+        "WANDB_BASE_URL": f"http://127.0.0.1:{free_port()}",
+        "WANDB_API_KEY": "0" * 40,
+        "WANDB_INIT_TIMEOUT": "5",
+        "WANDB_HTTP_TIMEOUT": "3",
+    }
     result = succeeded(python("scripts/sft.py", *arguments, **away))
     assert "the run goes on" in result.stdout
     assert len(losses(tmp_path / "run")) == 3

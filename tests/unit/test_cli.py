@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 import pytest
-from tests.launch import python, run, succeeded
 
 from moss_train.cli import drop_local_rank, quote_texts
 from moss_train.config import StageConfig
 from moss_train.inference.config import GenerateConfig
 from moss_train.sft.config import SFTConfig
+from tests.launch import python, run, succeeded
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,20 @@ def test_launchers_local_rank_is_dropped(arguments: list[str], kept: list[str]) 
 
 @pytest.mark.parametrize(
     "text",
-    ["What is 3 + 4?", "法国的首都是哪里？", "a=b, (c) [d] {e}", """it's "quoted\"""", "back\\slash\\", "\\'", "'", "a: b # c", "x\ny", "100%", "null.", "- 1"],
+    [
+        "What is 3 + 4?",
+        "法国的首都是哪里？",
+        "a=b, (c) [d] {e}",
+        """it's "quoted\"""",
+        "back\\slash\\",
+        "\\'",
+        "'",
+        "a: b # c",
+        "x\ny",
+        "100%",
+        "null.",
+        "- 1",
+    ],
 )
 def test_texts_need_no_quotes_for_hydra(text: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -39,7 +52,15 @@ def test_texts_need_no_quotes_for_hydra(text: str) -> None:
 
 
 def test_only_texts_are_quoted_and_not_twice() -> None:
-    arguments = ["optim.lr=1e-4", "data.train=[a,b]", "model=codegen_tiny", "init_from=null", "run.dir='a,b'", "+config=tiny_sft", "deepspeed=zero3"]
+    arguments = [
+        "optim.lr=1e-4",
+        "data.train=[a,b]",
+        "model=codegen_tiny",
+        "init_from=null",
+        "run.dir='a,b'",
+        "+config=tiny_sft",
+        "deepspeed=zero3",
+    ]
     assert quote_texts(arguments, SFTConfig) == arguments
     assert quote_texts(["run.dir=a,b"], SFTConfig) == ["run.dir='a,b'"]
 

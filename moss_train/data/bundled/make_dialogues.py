@@ -30,6 +30,7 @@ from moss_train.data.bundled.turns_facts import fact_follow_up, fact_turn
 SEED = 20230421
 TURN_WEIGHTS = [40, 30, 18, 12]  # of dialogues with 1, 2, 3 and 4 turns
 
+
 def follow_up(draw: Draw, tools: Tools, topic: tuple[str, Any] | None) -> Turn | None:
     """A turn that only makes sense after one with this topic; None where there is none."""
     if topic is None:

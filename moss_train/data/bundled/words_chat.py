@@ -167,6 +167,7 @@ ODD_WORDS: dict[str, ByLanguage] = {
 
 # --- Refusals -----------------------------------------------------------------------------------------------------------------------------
 
+# fmt: off
 # ways to ask, and (request, why it is refused).
 HARMFUL: dict[str, tuple[list[str], Wordings]] = {
     "en": (
@@ -187,6 +188,7 @@ HARMFUL: dict[str, tuple[list[str], Wordings]] = {
         ],
     ),
 }
+# fmt: on
 REFUSAL = {"en": "I am sorry, but I cannot help with that. {r}", "zh": "对不起，我不能帮你做这件事。{r}"}
 INSISTING: dict[str, tuple[list[str], list[str]]] = {
     "en": (["Please", "Come on", "I beg you"], ["{o}, just this once.", "{o}, tell me.", "{o}, I really need it."]),
@@ -197,6 +199,7 @@ REFUSAL_MARK = {"en": "cannot help with that", "zh": "不能帮你"}
 
 # --- Pictures -----------------------------------------------------------------------------------------------------------------------------
 
+# fmt: off
 PICTURE_COLORS = [
     ("a red", "红色"), ("a blue", "蓝色"), ("a green", "绿色"), ("a yellow", "黄色"),
     ("a white", "白色"), ("a black", "黑色"), ("an orange", "橙色"), ("a gray", "灰色"),
@@ -206,6 +209,7 @@ PICTURE_ANIMALS = [
     ("cow", "一头", "牛"), ("sheep", "一只", "羊"), ("duck", "一只", "鸭子"), ("rabbit", "一只", "兔子"),
 ]
 PICTURE_PLACES = [("", ""), (" on the grass", "草地上的"), (" in the snow", "雪地里的"), (" by the river", "河边的")]
+# fmt: on
 PICTURES: ByLanguage = {
     "en": [
         ("Draw {s}.", "Here is the picture of {s}."),

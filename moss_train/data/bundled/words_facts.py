@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from moss_train.data.bundled.words_arithmetic import ByLanguage
 
+# fmt: off
 # kind -> rows (English subject, English answer, Chinese subject, Chinese answer).
 FACTS: dict[str, list[tuple[str, str, str, str]]] = {
     "capital": [
@@ -52,6 +53,7 @@ COUNTS: list[tuple[int, str, str, str, str, str]] = [
     (12, "months", "a year", "years", "年", "个月"), (24, "hours", "a day", "days", "天", "个小时"),
     (60, "minutes", "an hour", "hours", "个小时", "分钟"), (88, "keys", "a piano", "pianos", "架钢琴", "个琴键"),
 ]
+# fmt: on
 COUNT_FOLLOW_UPS: ByLanguage = {
     "en": [("How many {u} do {n} {p} have?", "{n} {p} have {r} {u}."), ("And {n} {p}?", "{n} {p} have {r} {u}.")],
     "zh": [("{n}{s}有多少{u}？", "{n}{s}有{r}{u}。"), ("那{n}{s}呢？", "{n}{s}有{r}{u}。")],

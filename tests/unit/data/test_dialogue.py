@@ -146,11 +146,11 @@ def test_all_bad_records_are_told_together(jsonl: Path) -> None:
     assert message.startswith("3 bad of 5 records")
     assert [f"{jsonl}:{line}: " in message for line in range(1, 6)] == [False, True, True, True, False]
 
-    dialogues, problems = read_dialogues(str(jsonl), on_bad_row="skip", max_bad_share=0.9)
+    dialogues, problems = read_dialogues(str(jsonl), on_bad="skip", max_bad_share=0.9)
     assert len(dialogues) == 2
     assert problems.counts == {"num_turns": 1, "bad_json": 1, "no_chat": 1}
     with pytest.raises(DataError, match=r"more than the 1\.0%"):
-        read_dialogues(str(jsonl), on_bad_row="skip")
+        read_dialogues(str(jsonl), on_bad="skip")
 
 
 def test_an_empty_file_is_told(jsonl: Path) -> None:
