@@ -95,11 +95,15 @@ class Generator:
         return new[: new.index(end)] if end in new else new
 
 
-def default_system(directory: Path, thoughts: bool) -> str:
-    """The meta instruction the model was trained with most, as its lineage tells, else MOSS's own, with the switch of inner thoughts
-    set."""
+def default_system(directory: Path, thoughts: bool, plugins: list[Plugin]) -> str:
+    """The meta instruction of a prompt that names none.
+
+    With plugins: MOSS's, with their switches on. Else the one the model was trained with most, as its lineage tells, or MOSS's.
+    """
+    if plugins:
+        return meta_instruction(**({plugin.value: True for plugin in plugins} | ({"inner_thoughts": True} if thoughts else {})))
     trained = ((lineage.read(directory) or {}).get("details") or {}).get("meta_instruction")
-    text = trained or meta_instruction()
+    text: str = trained or meta_instruction()
     return text.replace("- Inner thoughts: disabled.", "- Inner thoughts: enabled.") if thoughts else text
 
 
