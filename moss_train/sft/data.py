@@ -148,7 +148,8 @@ def prepare(config: SFTConfig, splits: Splits, tokenizer: MossTokenizer, say: Sa
 
 def describe(counts: Counter[str]) -> str:
     """Counts in words, most frequent first."""
-    return ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.most_common()) or "nothing"
+    words = {reason: reason.replace("_dropped", "").replace("_", " ") for reason in counts}
+    return ", ".join(f"{count:,} {words[reason]}" for reason, count in counts.most_common()) or "nothing"
 
 
 def _paths(value: Any) -> list[str]:
