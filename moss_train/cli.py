@@ -81,7 +81,10 @@ def run(name: str) -> None:
     """Runs the program `name` on `sys.argv` and leaves the process with its exit code."""
     program = PROGRAMS[name]
     drop_local_rank(sys.argv)
-    if not {"-m", "--multirun"} & set(sys.argv):
+    if sweep := {"-m", "--multirun"} & set(sys.argv):
+        # Hydra's parser wants flags before the overrides; where they stand means nothing.
+        sys.argv[1:] = ["-m", *(argument for argument in sys.argv[1:] if argument not in sweep)]
+    else:
         sys.argv[1:] = quote_texts(sys.argv[1:], _load(program.schema))
     # Hydra prints errors its own way unless it is asked to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -170,10 +173,8 @@ def _run_hydra(program: Program) -> None:
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
     from hydra.types import RunMode
     from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     schema = _load(program.schema)
     ConfigStore.instance().store(name="schema", node=schema, provider="moss_train")
@@ -194,7 +195,8 @@ def _run_hydra(program: Program) -> None:
 
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir(program)), config_name=program.config_name)(job)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
+        # Hydra raises its own exceptions for most wrong command lines, and plain ones for some (`model=null`).
         if composed:
             raise
         raise ConfigError(compose_problems(program, schema, _overrides(sys.argv[1:])) or [_first_line(error)]) from error
@@ -223,8 +225,6 @@ def compose_problems(program: Program, schema: type, overrides: list[str]) -> li
     checked."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     problems: list[str] = []
     kept: list[str] = []
@@ -234,7 +234,7 @@ def compose_problems(program: Program, schema: type, overrides: list[str]) -> li
         for override in sorted(overrides, key=lambda text: not _chooses_file(text, program)):
             try:
                 compose(program.config_name, overrides=[*kept, override])
-            except (HydraException, OmegaConfBaseException) as error:
+            except Exception as error:
                 problems.append(_explain_override(override, error, schema, program))
             else:
                 kept.append(override)
@@ -242,7 +242,7 @@ def compose_problems(program: Program, schema: type, overrides: list[str]) -> li
             check(compose(program.config_name, overrides=kept), schema)
         except ConfigError as error:
             problems += error.problems
-        except (HydraException, OmegaConfBaseException) as error:
+        except Exception as error:
             problems.append(_first_line(error))
     return problems
 
@@ -257,6 +257,8 @@ def _explain_override(override: str, error: BaseException, schema: type, program
     key, _, value = override.lstrip("+~").partition("=")
     if _chooses_file(override, program):
         choices = sorted(path.stem for path in (config_dir(program) / key.split("@")[0]).glob("*.yaml"))
+        if value == "null":
+            return f"{key}=null: expected one of {', '.join(choices)}"
         if value not in choices:
             return f"{key}={value}: there is no such choice; expected one of {', '.join(choices)}"
     elif key.startswith("deepspeed."):

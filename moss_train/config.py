@@ -10,7 +10,9 @@ raises, so that all of them can be told at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import difflib
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -258,23 +260,69 @@ OWNED_ELSEWHERE = {
     "gradient_accumulation_steps": "train.global_batch_size and train.micro_batch_size",
     "gradient_clipping": "optim.clip",
     "bf16": "train.precision",
+    "bfloat16": "train.precision",
     "fp16": "train.precision",
+    "amp": "train.precision",
+    "torch_autocast": "train.precision",
     "optimizer": "the optim section",
     "scheduler": "optim.schedule",
     "managed_gradient_accumulation": "nothing: the loop relies on it",
     "gradient_allreduce_op": "nothing: the loop scales the loss for the average",
+    "steps_per_print": "train.log_every",
+    "zero_force_ds_cpu_optimizer": "nothing: the optimizer follows offload_optimizer",
 }
+
+DEEPSPEED_KEYS = frozenset(
+    [
+        "zero_optimization",
+        "data_types",
+        "communication_data_type",
+        "seq_parallel_communication_data_type",
+        "prescale_gradients",
+        "gradient_predivide_factor",
+        "sparse_gradients",
+        "activation_checkpointing",
+        "aio",
+        "comms_logger",
+        "flops_profiler",
+        "wall_clock_breakdown",
+        "memory_breakdown",
+        "dump_state",
+        "compile",
+        "zero_allow_untested_optimizer",
+    ]
+)
+"""Keys of the DeepSpeed section that are passed on; DeepSpeed itself ignores those it does not know."""
 
 
 def deepspeed_problems(section: dict[str, Any]) -> list[str]:
     """Problems of the DeepSpeed section: keys that other settings own, and stages that do not fit the loop."""
     found = [f"deepspeed.{key} may not be set there; its owner is {owner}" for key, owner in OWNED_ELSEWHERE.items() if key in section]
+    for key in section:
+        if key not in OWNED_ELSEWHERE and key not in DEEPSPEED_KEYS:
+            close = difflib.get_close_matches(str(key), [*DEEPSPEED_KEYS, *OWNED_ELSEWHERE], n=1)
+            found.append(f"deepspeed.{key}: there is no such key" + (f"; did you mean deepspeed.{close[0]}?" if close else ""))
+    accumulation = (section.get("data_types") or {}).get("grad_accum_dtype", "fp32")
+    if accumulation not in ("fp32", "bf16", "fp16"):
+        found.append(f"deepspeed.data_types.grad_accum_dtype is {accumulation!r}; expected fp32 (the default), bf16 or fp16")
     stage = (section.get("zero_optimization") or {}).get("stage")
     if stage not in (1, 2, 3):
         found.append(
             f"deepspeed.zero_optimization.stage is {stage!r}; expected 1, 2 or 3 (stage 0 cannot accumulate bf16 gradients in float32; "
             "stage 1 on one rank costs the same)"
         )
+    return found
+
+
+def not_finite(config: Any, prefix: str = "") -> list[str]:
+    """Problems of the numbers in a configuration that are nan or infinite, which no comparison catches."""
+    found = []
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            found += not_finite(value, f"{prefix}{item.name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            found.append(f"{prefix}{item.name} is {value}; expected a finite number")
     return found
 
 
@@ -303,6 +351,7 @@ class StageConfig:
         for section in (self.run, self.model, self.tokenizer, self.train, self.optim, self.export):
             found += section.problems()
         found += deepspeed_problems(self.deepspeed)
+        found += not_finite(self)
         if self.init_from is None and not self.model.is_complete():
             found.append(
                 "no model: set init_from=DIR, or choose an architecture with model=codegen_350m (codegen_tiny, codegen_2b, moss_16b, ...)"

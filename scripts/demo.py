@@ -38,8 +38,7 @@ def main() -> None:
     started = time.time()
     run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
     shutil.rmtree(ROOT / run, ignore_errors=True)
-    if "CUDA_VISIBLE_DEVICES" not in os.environ:
-        os.environ["DS_ACCELERATOR"] = os.environ.get("DS_ACCELERATOR", "cpu")
+    os.environ["DS_ACCELERATOR"] = "cpu"
 
     step(
         "fine-tune a small model on bundled dialogues, zh and en, plain and plugin (two ranks, ZeRO-3)",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from moss_train.artifacts import card, lineage
@@ -39,10 +40,11 @@ def write_export(
     out: Path,
     parameters: Iterable[tuple[str, torch.Tensor | None]],
     model_config: Any,
-    tokenizer: MossTokenizer,
-    dtype: torch.dtype,
-    max_shard_bytes: int,
+    dtype: str,
     record: lineage.Lineage,
+    *,
+    tokenizer: MossTokenizer,
+    max_shard_bytes: int,
     writes: bool = True,
 ) -> str | None:
     """Writes a model directory.
@@ -51,44 +53,50 @@ def write_export(
         out: The directory; must not exist.
         parameters: Names and whole tensors, one at a time. It is run to its end on every rank, whatever fails: gathering is a collective.
         model_config: The model's `CodeGenConfig`.
-        tokenizer: Saved beside the weights.
-        dtype: Of the weights written.
-        max_shard_bytes: Largest file; as much memory is taken.
+        dtype: Number format of the weights written: fp32, bf16 or fp16.
         record: Its lineage; files and id are filled in.
+        tokenizer: Saved beside the weights.
+        max_shard_bytes: Largest file; as much memory is taken.
         writes: Whether this rank is the one that writes; the others only take part in gathering.
 
     Returns:
         The artefact's id on the rank that writes, else None.
 
     Raises:
+        UsageError: `out` exists.
         DiskFullError: No space left; nothing is left under `out`.
     """
-    if not writes:
-        for _ in parameters:
-            pass
-        return None
-    if out.exists():
-        raise UsageError(f"{out} exists; a finished artefact is never changed. Name another directory")
-    partial = out.with_name(out.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
     pending = iter(parameters)
+    partial = out.with_name(out.name + ".tmp")
     try:
+        if not writes:
+            return None
+        if out.exists():
+            raise UsageError(f"{out} exists; a finished artefact is never changed. Name another directory")
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_shards(partial, pending, dtype, max_shard_bytes)
-        _write_configs(partial, model_config, tokenizer, dtype)
+        _write_shards(partial, pending, DTYPES[dtype], max_shard_bytes)
+        _write_configs(partial, model_config, tokenizer, DTYPES[dtype])
         (partial / "README.md").write_text(card.render(out.name, model_config, record), encoding="utf-8")
         identity = lineage.write(partial, record)
         os.rename(partial, out)
         return identity
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        if is_disk_full(error):
+            raise DiskFullError(f"no space is left at {out.parent} for the export; free some, or name another place") from error
+        raise
+    finally:
+        # The other ranks are gathering; a rank that stopped taking part would leave them waiting.
         for _ in pending:
             pass
-        shutil.rmtree(partial, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(
-                f"no space is left at {out.parent} for the export; free some, or name another place with run.dir"
-            ) from error
-        raise
+        if writes:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error means that no space or no quota is left; safetensors tells it in words only."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(f"os error {number})" in str(error) for number in full)
 
 
 def _write_shards(directory: Path, parameters: Iterable[tuple[str, torch.Tensor | None]], dtype: torch.dtype, max_shard_bytes: int) -> None:
@@ -153,15 +161,21 @@ def main(config: ExportJobConfig) -> None:
         raise UsageError(f"out={out} exists; a finished artefact is never changed. Name another directory")
     model = load_model(source, dtype="auto", allow_pickle=config.allow_pickle)
     tokenizer = MossTokenizer.load(config.tokenizer or source)
-    kept = next(model.parameters()).dtype
-    dtype = kept if config.dtype.value == "auto" else DTYPES[config.dtype.value]
+    kept = {str(dtype): name for name, dtype in DTYPES.items()}[str(next(model.parameters()).dtype)]
+    dtype = kept if config.dtype.value == "auto" else config.dtype.value
     before = lineage.read(source) or {}
     record = lineage.Lineage(
         kind="export",
         stage=before.get("stage", "import"),
         parents=[lineage.parent_of(source, "source")],
-        details={"dtype": str(dtype).removeprefix("torch."), "parameters": sum(p.numel() for p in model.parameters())},
+        data=[lineage.Source(**entry) for entry in before.get("data", [])],
+        tokens_seen=before.get("tokens_seen", 0),
+        supervised_tokens=before.get("supervised_tokens", 0),
+        metrics=before.get("metrics", {}),
+        # How it was trained tells how it is to be prompted, whatever its number format.
+        details={**before.get("details", {}), "parameters": sum(p.numel() for p in model.parameters())},
     )
     parameters = ((name, parameter.detach()) for name, parameter in model.named_parameters())
-    identity = write_export(out, parameters, model.config, tokenizer, dtype, int(config.max_shard_gb * 1e9), record)
+    max_shard_bytes = int(config.max_shard_gb * 1e9)
+    identity = write_export(out, parameters, model.config, dtype, record, tokenizer=tokenizer, max_shard_bytes=max_shard_bytes)
     _log.info(f"exported to {out} ({identity})")

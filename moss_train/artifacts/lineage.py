@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import moss_train
+from moss_train.errors import CheckpointError
 
 FILE_NAME = "lineage.json"
 VERSION = 1
@@ -87,9 +88,23 @@ def record_id(record: dict[str, Any]) -> str:
 
 
 def read(directory: Path) -> dict[str, Any] | None:
-    """The record in `directory`, or None where there is none."""
+    """The record in `directory`, or None where there is none.
+
+    Raises:
+        CheckpointError: It is not a record.
+    """
     path = directory / FILE_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it, or remove it to use the directory without its history") from error
+    if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+        raise CheckpointError(
+            f"{path} is not a lineage record: it has no id; restore it, or remove it to use the directory without its history"
+        )
+    return record
 
 
 def parent_of(directory: Path, role: str) -> Parent:

@@ -154,6 +154,12 @@ class RowDataset:
         return len(self._row_offsets) - 1
 
     @property
+    def mean_context(self) -> float:
+        """Keys a token attends to, on average, its own included: (n + 1) / 2 in a document of n tokens."""
+        tokens = np.diff(self._offsets) - 1
+        return float((tokens * (tokens + 1)).sum() / (2 * tokens.sum()))
+
+    @property
     def documents(self) -> int:
         """Number of documents."""
         return len(self._offsets) - 1

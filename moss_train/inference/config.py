@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from moss_train.config import Attention, ExportDtype, Plugin
@@ -39,6 +40,12 @@ class GenerateConfig:
         found = []
         if (self.prompt is None) == (self.dialogue is None):
             found.append('exactly one of prompt="..." and dialogue=FILE must be given')
+        if self.system is not None and self.plugins:
+            found.append("system and plugins exclude each other: switches are part of a meta instruction; write them into system")
+        if self.dialogue is not None and (self.system is not None or self.plugins):
+            found.append("system and plugins have no effect on dialogue, whose records carry their own meta instruction; leave them out")
+        if not all(math.isfinite(value) for value in (self.temperature, self.top_p, self.repetition_penalty)):
+            found.append("temperature, top_p and repetition_penalty must be finite numbers")
         if self.max_new_tokens < 1:
             found.append(f"max_new_tokens is {self.max_new_tokens}; expected 1 or more")
         if self.temperature < 0:

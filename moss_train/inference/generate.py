@@ -37,6 +37,16 @@ def load(config: GenerateConfig) -> tuple[CodeGenLM, MossTokenizer, torch.device
     return model.to(device).eval(), MossTokenizer.load(directory), device
 
 
+NONE = " None"
+"""Content of a segment in which nothing is thought, called or returned, as in the published data."""
+
+
+def training_details(directory: Path) -> dict[str, Any]:
+    """What the lineage of a model tells of the rows it was trained on; empty for a directory made elsewhere."""
+    details: dict[str, Any] = (lineage.read(directory) or {}).get("details") or {}
+    return details
+
+
 class Generator:
     """Writes the segments of a turn.
 
@@ -48,14 +58,18 @@ class Generator:
 
     def __init__(self, model: CodeGenLM, tokenizer: MossTokenizer, config: GenerateConfig):
         self.model, self.tokenizer, self.config = model, tokenizer, config
+        # A turn should look like those trained on. Without a lineage it is the form published for the plain model: no middle segments.
+        self.middle_segments = bool(training_details(Path(config.model)).get("middle_segments"))
 
     def reply(self, dialogue: Dialogue) -> Turn:
         """The last turn of `dialogue`, whose human part is given, with what the model writes in it."""
         turn = replace(dialogue.turns[-1], thoughts=None, commands=None, results=None, moss=None)
+        if self.middle_segments and not self.config.thoughts:
+            turn = replace(turn, thoughts=NONE, commands=NONE, results=NONE)
         if self.config.thoughts:
             turn = self._write(dialogue, turn, "thoughts")
             turn = self._write(dialogue, turn, "commands")
-            turn = replace(turn, results=" None")
+            turn = replace(turn, results=NONE)
         return self._write(dialogue, turn, "moss")
 
     def _write(self, dialogue: Dialogue, turn: Turn, segment: str) -> Turn:
@@ -102,8 +116,7 @@ def default_system(directory: Path, thoughts: bool, plugins: list[Plugin]) -> st
     """
     if plugins:
         return meta_instruction(**({plugin.value: True for plugin in plugins} | ({"inner_thoughts": True} if thoughts else {})))
-    trained = ((lineage.read(directory) or {}).get("details") or {}).get("meta_instruction")
-    text: str = trained or meta_instruction()
+    text: str = training_details(directory).get("meta_instruction") or meta_instruction()
     return text.replace("- Inner thoughts: disabled.", "- Inner thoughts: enabled.") if thoughts else text
 
 
@@ -113,6 +126,8 @@ def dialogues_to_answer(config: GenerateConfig) -> list[Dialogue]:
         if not config.prompt.strip():
             raise UsageError("prompt is empty; ask something")
         system = default_system(Path(config.model), config.thoughts, config.plugins) if config.system is None else config.system
+        if system and not system.endswith("\n"):
+            system += "\n"
         return [Dialogue(id="prompt", meta_instruction=system, turns=(Turn(human=f" {config.prompt.strip()}"),), origin="prompt")]
     dialogues = [parse_moss003(record.value, record.origin, open_end=True) for record in read_records(config.dialogue or "")]
     if not dialogues:

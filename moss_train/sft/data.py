@@ -50,6 +50,11 @@ class Rows:
     details: dict[str, Any]
 
     @property
+    def fingerprint(self) -> str:
+        """Of both splits: the same on every rank, or ranks would train on different things."""
+        return f"{self.train_rows.fingerprint} {self.valid_rows.fingerprint if self.valid_rows else None}"
+
+    @property
     def count(self) -> int:
         """Training rows of one epoch."""
         return len(self.train_rows)
@@ -64,11 +69,12 @@ class Rows:
         if self.valid_rows is not None:
             valid["valid"] = list(evaluation_batches(self.valid_rows, train.micro_batch_size, distributed.world_size(), distributed.rank()))
         return StageData(
+            rows=self.count,
             step_batches=lambda step: step_batches(self.train_rows, step, plan, distributed.rank(), last_sample),
             valid=valid,
             sources=self.sources,
             weight_name="supervised_tokens",
-            seq_len=self.config.data.seq_len,
+            mean_context=self.train_rows.mean_context,
             details=self.details,
         )
 
@@ -142,8 +148,15 @@ def prepare(config: SFTConfig, splits: Splits, tokenizer: MossTokenizer, say: Sa
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "dropped": dict(dropped),
         "meta_instruction": meta[0][0] if meta else None,
+        "middle_segments": middle_segments(splits.train),
     }
     return Rows(train, valid, config, splits.sources, details)
+
+
+def middle_segments(dialogues: list[Dialogue]) -> bool:
+    """Whether most turns carry inner thoughts, commands and results, if only as None: a prompt should look like what was trained on."""
+    turns = [turn for dialogue in dialogues for turn in dialogue.turns]
+    return 2 * sum(None not in (turn.thoughts, turn.commands, turn.results) for turn in turns) > len(turns)
 
 
 def describe(counts: Counter[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +19,35 @@ def main(config: SFTConfig) -> float:
     Returns:
         The final validation loss per supervised token (the training loss where there is no validation data): what a sweep minimises.
     """
+    from moss_train.artifacts.export import write_export
+    from moss_train.data.loader import StepPlan
+    from moss_train.sft.data import load_dialogues, prepare
+    from moss_train.train import engine as distributed
     from moss_train.train.run import open_run
-    from moss_train.train.stage import total_steps, train_stage
+    from moss_train.train.stage import train_stage
 
     with open_run(config, "sft") as run:
-        from moss_train.sft.data import load_dialogues, prepare
-
-        model_config = run.together(lambda: architecture(config))
+        # What can be refused without reading data is refused first.
+        StepPlan(config.train.global_batch_size, config.train.micro_batch_size, distributed.world_size())
+        distributed.check_section(config.deepspeed)
+        model_config = run.together(lambda: architecture(config, run.log))
         splits = run.together(lambda: load_dialogues(config.data, config.run.seed, run.log))
         tokenizer = run.together(lambda: choose_tokenizer(config, splits.train, run.log))
         model_config = run.together(lambda: fit_vocabulary(config, model_config, tokenizer))
         rows = run.together(lambda: prepare(config, splits, tokenizer, run.log))
-        steps = total_steps(config, rows.count)
-        last = train_stage(run, config, lambda: build(config, model_config, run.log), tokenizer, rows.stage_data(), steps)
+        run.agree("the rows", rows.fingerprint)
+        export = partial(
+            write_export,
+            run.dir / "export",
+            tokenizer=tokenizer,
+            max_shard_bytes=int(config.export.max_shard_gb * 1e9),
+            writes=distributed.rank() == 0,
+        )
+        last = train_stage(run, config, lambda: build(config, model_config, run.log), rows.stage_data(), export)
     return last.get("valid/loss", last.get("train/loss", float("nan")))
 
 
-def architecture(config: SFTConfig) -> Any:
+def architecture(config: SFTConfig, say: Any) -> Any:
     """The architecture to train: that of `init_from`, checked against the weights there, or the one in the model section."""
     from transformers import CodeGenConfig
 
@@ -61,6 +74,20 @@ def architecture(config: SFTConfig) -> Any:
     directory = Path(config.init_from)
     found = read_model_config(directory)
     check_weights(directory, found, allow_pickle=config.allow_pickle)
+    asked = {
+        "num_layers": "n_layer",
+        "num_heads": "n_head",
+        "hidden_size": "n_embd",
+        "rotary_dim": "rotary_dim",
+        "vocab_size": "vocab_size",
+    }
+    differing = [
+        f"model.{key}={value} (there: {getattr(found, theirs)})"
+        for key, theirs in asked.items()
+        if (value := getattr(config.model, key)) is not None and value != getattr(found, theirs)
+    ]
+    if differing:
+        say(f"WARNING: the architecture is that of init_from={directory}; these have no effect: {', '.join(differing)}")
     if config.data.seq_len > found.n_positions:
         raise UsageError(
             f"data.seq_len is {config.data.seq_len}, but the model in {directory} covers {found.n_positions} positions; lower data.seq_len"

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from moss_train.config import OptimConfig, Precision
+from moss_train.errors import ConfigError
 from moss_train.train.optim import parameter_groups
 
 _log = logging.getLogger(__name__)
@@ -96,18 +97,31 @@ def all_reduce_sum(values: list[float]) -> list[float]:
     return tensor.tolist()
 
 
-def share_verdict(error: Exception | None) -> list[str]:
-    """Tells every rank which ranks failed: their messages, in the order of ranks. A collective; every rank calls it."""
-    verdicts: list[Any] = [None] * world_size()
-    dist.all_gather_object(verdicts, None if error is None else f"{type(error).__name__}: {error}")
-    return [f"rank {index}: {text}" for index, text in enumerate(verdicts) if text]
+def gather(value: Any) -> list[Any]:
+    """Every rank's `value`, in the order of ranks, on every rank. A collective."""
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-def broadcast(value: Any) -> Any:
-    """Rank 0's `value`, on every rank."""
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+def check_section(section: dict[str, Any]) -> None:
+    """Refuses what DeepSpeed would refuse in its zero_optimization section, by key, before anything is built.
+
+    Raises:
+        ConfigError: With every wrong key.
+    """
+    _deepspeed()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**section.get("zero_optimization", {}))
+    except ValidationError as error:
+        where = "deepspeed.zero_optimization"
+        problems = [
+            f"{'.'.join(map(str, (where, *problem['loc'])))}: {problem['msg']}; found {problem['input']!r}" for problem in error.errors()
+        ]
+        raise ConfigError(problems) from error
 
 
 def deepspeed_config(
@@ -159,14 +173,24 @@ def initialize(model: torch.nn.Module, config: dict[str, Any], optim: OptimConfi
     return engine
 
 
-def full_parameters(engine: Any) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """Each parameter whole, one after another, by name: on rank 0 a CPU tensor, elsewhere None. A collective; every rank must run it to
-    the end."""
+def full_parameters(engine: Any, master_weights: bool = False) -> Iterator[tuple[str, torch.Tensor | None]]:
+    """Each parameter whole, one after another, by name: on rank 0 a CPU tensor, elsewhere None.
+
+    A collective: every rank must run it to the end.
+
+    Args:
+        engine: From `initialize`.
+        master_weights: Give the optimizer's float32 values instead of the model's, which are their rounding.
+    """
     deepspeed = _deepspeed()
+    from deepspeed.utils import safe_get_full_fp32_param
+
     for name, parameter in engine.module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):
-            whole = parameter.detach().to("cpu", copy=True) if rank() == 0 else None
-        yield name, whole
+        whole = safe_get_full_fp32_param(parameter) if master_weights and parameter.requires_grad else None
+        if whole is None:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                whole = parameter.detach().to("cpu", copy=True) if rank() == 0 else None
+        yield name, whole.detach().cpu() if whole is not None and rank() == 0 else None
 
 
 def release(engine: Any) -> None:

@@ -103,12 +103,13 @@ def fit(
             engine.step()
             add_metrics(totals, output.metrics)
         metrics = reduce_metrics(totals)
+        norm = float(engine.get_global_grad_norm() or 0.0)
         if not engine.was_step_applied() or not math.isfinite(metrics["loss"]):
             raise NonFiniteError(
-                f"step {step + 1}: the loss is {metrics['loss']}, the gradient norm {float(engine.get_global_grad_norm())}. "
-                "The weights were not updated. Lower optim.lr, lengthen optim.warmup, or look at the records of this step"
+                f"step {step + 1}: the loss is {metrics['loss']}, the gradient norm {norm}. This step was "
+                f"{'applied' if engine.was_step_applied() else 'not applied; the weights are those of the step before'}. "
+                "Lower optim.lr, lengthen optim.warmup, or look at the records of this step"
             )
-        norm = float(engine.get_global_grad_norm())
         done = StepReport(step + 1, metrics, rate, norm, weight, int(tokens), time.perf_counter() - started)
         if step + 1 == plan.total_steps or (plan.eval_every and (step + 1) % plan.eval_every == 0):
             done.evaluations = evaluate()

@@ -115,7 +115,11 @@ class Tracker:
         if self._bar is not None:
             self._bar.stop()
         self._metrics.close()
-        plot_loss(self.run_dir / "metrics.jsonl", self.run_dir / "plots" / "loss.png")
+        try:
+            plot_loss(self.run_dir / "metrics.jsonl", self.run_dir / "plots" / "loss.png")
+        except Exception as error:
+            # The weights are not yet exported; a picture is not worth them.
+            _log.warning(f"the loss could not be drawn ({error}); metrics.jsonl has the figures")
         if self._wandb is not None:
             try:
                 self._wandb.finish()
@@ -139,8 +143,11 @@ class Tracker:
 
     def _write(self, step: int, event: dict[str, float]) -> None:
         line = {"step": step, "tokens_seen": self.tokens_seen, "time": round(time.time(), 3), **event}
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
+        try:
+            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            _log.warning(f"metrics.jsonl could not be written at step {step} ({error}); the run goes on")
         if self._wandb is not None:
             try:
                 self._wandb.log({**event, "tokens_seen": self.tokens_seen}, step=step)
@@ -184,7 +191,7 @@ def plot_loss(metrics: Path, image: Path) -> None:
     for name, points in sorted(series.items(), reverse=True):
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, label=name, linewidth=1.2, marker="o" if name.startswith("eval/") else None, markersize=4)
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per supervised token)")
+    axes.set(xlabel="optimizer step", ylabel="loss")
     axes.grid(alpha=0.3)
     axes.legend()
     image.parent.mkdir(parents=True, exist_ok=True)
@@ -205,6 +212,8 @@ def _start_wandb(config: TrackingConfig, run_dir: Path, resolved: dict[str, Any]
             mode=config.wandb.value,
             config=resolved,
             reinit="finish_previous",
+            # Without a key it would ask on the terminal, while the other ranks wait.
+            settings=wandb.Settings(login_timeout=20),
         )
     except Exception as error:
         _log.warning(f"Weights & Biases could not be started ({error}); the run goes on, metrics.jsonl has everything")
