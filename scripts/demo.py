@@ -25,7 +25,7 @@ QUESTIONS = ["What is 12 + 7?", "法国的首都是哪里？", "Who are you?"]
 
 def step(title: str, command: list[str]) -> None:
     """Shows a command and runs it; the demo ends with its exit code when it fails."""
-    shown = [Path(part).name if part in (sys.executable, LAUNCHER[0]) else part for part in command]
+    shown = [Path(part).name if part in (sys.executable, LAUNCHER[0]) else "..." if part == STOCK else part for part in command]
     print(f"\n\033[1m== {title}\033[0m\n$ {shlex.join(shown)}", flush=True)
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
     code = subprocess.run(command, cwd=ROOT, env=environment).returncode
@@ -47,7 +47,8 @@ def main() -> None:
             "scripts/sft.py",
             "+config=tiny_sft",
             f"run.dir={run}/sft",
-            "train.steps=400",
+            "data.seq_len=1024",
+            "train.steps=300",
             "train.log_every=20",
             "train.eval_every=100",
         ],

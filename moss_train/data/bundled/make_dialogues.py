@@ -90,6 +90,8 @@ CATEGORIES = {
 def make_turns(draw: Draw, category: Category, tools: Tools) -> list[Turn]:
     """The turns of one dialogue: mostly the category's own, follow-ups, here and there something else, often thanks at the end."""
     count = draw.rng.choices([1, 2, 3, 4], TURN_WEIGHTS)[0]
+    if SEARCH in tools:
+        count = min(count, 3)  # pages are long, and the longest dialogue should fit a small model's context
     asides: list[Maker] = [chat_turn, harmless_turn] if SEARCH in tools else [chat_turn, fact_turn]
     turns: list[Turn] = []
     for index in range(count):
