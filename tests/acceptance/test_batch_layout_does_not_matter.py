@@ -11,7 +11,14 @@ from tests.launch import deepspeed, losses, succeeded
 
 # name -> ranks, rows per forward; always 8 rows an optimizer step.
 LAYOUTS = {"1 rank x 8": (1, 8), "1 rank, 8 times 1": (1, 1), "2 ranks x 4": (2, 4), "2 ranks, 2 times 2": (2, 2)}
-COMMON = ("+config=tiny_sft", "data.seq_len=512", "train.eval_at_start=false", "train.eval_every=0", "export.enabled=false")
+COMMON = (
+    "+config=tiny_sft",
+    "data.seq_len=512",
+    "train.global_batch_size=8",
+    "train.eval_at_start=false",
+    "train.eval_every=0",
+    "export.enabled=false",
+)
 
 
 def train(folder: Path, layout: str, *overrides: str) -> Path:

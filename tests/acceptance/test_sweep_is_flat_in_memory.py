@@ -17,7 +17,9 @@ def test_sweep_under_two_ranks(tmp_path: Path) -> None:
     returns = tmp_path / "returns.jsonl"
     callback = ("+hydra.callbacks.returns._target_=tests.programs.sweep_callback.WriteReturns", f"+hydra.callbacks.returns.path={returns}")
     # 10 M parameters: what used to be kept of one job, some 90 MiB, stands out of the noise.
-    model = ("model.hidden_size=512", "model.num_layers=3", "data.seq_len=512", "data.train=null")
+    bundled = Path(__file__).resolve().parents[2] / "moss_train" / "data" / "bundled"
+    data = (f"data.train={bundled}/dialogues_train.jsonl#200", f"data.valid={bundled}/dialogues_dev.jsonl#10")
+    model = ("model.hidden_size=512", "model.num_layers=3", "data.seq_len=512", *data)
     train = ("train.steps=2", "train.eval_every=0", "train.eval_at_start=false", "export.enabled=false")
     succeeded(
         deepspeed(

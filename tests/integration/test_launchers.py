@@ -14,6 +14,15 @@ from tests.launch import BIN, deepspeed, free_port, losses, metrics, python, run
 QUICK = ("+config=tiny_sft", "train.steps=3", "train.eval_every=0", "train.eval_at_start=false", "data.seq_len=512")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of one run, which several tests look at."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    arguments = ("+config=tiny_sft", "train.steps=12", "train.eval_every=5", "train.eval_at_start=true", "data.seq_len=512")
+    succeeded(python("scripts/sft.py", *arguments, f"run.dir={run_dir}"))
+    return run_dir
+
+
 def finished(run_dir: Path) -> list[float]:
     """The losses of a run that left everything it promises."""
     assert json.loads((run_dir / "status.json").read_text())["exit_code"] == 0
@@ -46,12 +55,10 @@ def test_plain_deepspeed_command(tmp_path: Path) -> None:
     assert f"python scripts/generate.py model={tmp_path}/run/export" in shown
 
 
-def test_every_step_is_in_metrics(tmp_path: Path) -> None:
-    arguments = (*QUICK, f"run.dir={tmp_path}/run", "train.eval_every=2", "train.eval_at_start=true")
-    succeeded(python("scripts/sft.py", *arguments))
-    events = metrics(tmp_path / "run")
+def test_every_step_is_in_metrics(trained: Path) -> None:
+    events = metrics(trained)
     steps = [event for event in events if "train/loss" in event]
-    assert [event["step"] for event in steps] == [1, 2, 3]
+    assert [event["step"] for event in steps] == list(range(1, 13))
     needed = {
         "tokens_seen",
         "train/loss",
@@ -62,7 +69,7 @@ def test_every_step_is_in_metrics(tmp_path: Path) -> None:
         "perf/tokens_per_second",
     }
     assert all(needed <= event.keys() for event in steps)
-    assert [event["step"] for event in events if "eval/valid/loss" in event] == [0, 2, 3]
+    assert [event["step"] for event in events if "eval/valid/loss" in event] == [0, 5, 10, 12]
     assert steps[-1]["tokens_seen"] > steps[0]["tokens_seen"] > 0
 
 
@@ -143,21 +150,21 @@ def test_wandb_being_away_does_not_stop_the_run(tmp_path: Path) -> None:
     assert len(losses(tmp_path / "run")) == 3
 
 
-def test_starting_from_an_export(tmp_path: Path) -> None:
-    succeeded(python("scripts/sft.py", *QUICK, f"run.dir={tmp_path}/first", "train.steps=20"))
-    succeeded(deepspeed(2, "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/second", f"init_from={tmp_path}/first/export"))
+def test_starting_from_an_export(trained: Path, tmp_path: Path) -> None:
+    second_run = tmp_path / "second"
+    shown = succeeded(deepspeed(2, "scripts/sft.py", *QUICK, f"run.dir={second_run}", f"init_from={trained}/export", "model.num_layers=3"))
+    assert "these have no effect: model.num_layers=3 (there: 2)" in shown.stdout
     # It goes on where the first one stopped, with its tokenizer.
-    assert losses(tmp_path / "second")[0] < losses(tmp_path / "first")[0] - 1
-    first, second = (json.loads((tmp_path / name / "export" / "lineage.json").read_text()) for name in ("first", "second"))
+    assert losses(second_run)[0] < losses(trained)[0] - 1
+    first, second = (json.loads((run_dir / "export" / "lineage.json").read_text()) for run_dir in (trained, second_run))
     assert [(parent["role"], parent["id"]) for parent in second["parents"]] == [("init", first["id"])]
-    assert (tmp_path / "first/export/tokenizer.json").read_bytes() == (tmp_path / "second/export/tokenizer.json").read_bytes()
+    assert (trained / "export/tokenizer.json").read_bytes() == (second_run / "export/tokenizer.json").read_bytes()
 
 
-def test_generate_answers_from_an_export(tmp_path: Path) -> None:
-    succeeded(python("scripts/sft.py", *QUICK, f"run.dir={tmp_path}/run"))
+def test_generate_answers_from_an_export(trained: Path, tmp_path: Path) -> None:
     dialogue = tmp_path / "dialogue.jsonl"
     dialogue.write_text('{"chat": {"turn_1": {"Human": "<|Human|>: 你好<eoh>\\n"}}}\n')
-    model = f"model={tmp_path}/run/export"
+    model = f"model={trained}/export"
     first = succeeded(python("scripts/generate.py", model, 'prompt=What\'s "3 + 4", a=b?', "max_new_tokens=8"))
     again = succeeded(python("scripts/generate.py", model, 'prompt=What\'s "3 + 4", a=b?', "max_new_tokens=8"))
     assert first.stdout == again.stdout
