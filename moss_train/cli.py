@@ -84,8 +84,7 @@ def run(name: str) -> None:
     if sweep := {"-m", "--multirun"} & set(sys.argv):
         # Hydra's parser wants flags before the overrides; where they stand means nothing.
         sys.argv[1:] = ["-m", *(argument for argument in sys.argv[1:] if argument not in sweep)]
-    else:
-        sys.argv[1:] = quote_texts(sys.argv[1:], _load(program.schema))
+    sys.argv[1:] = quote_texts(sys.argv[1:], _load(program.schema), bool(sweep))
     # Hydra prints errors its own way unless it is asked to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     code = 0
@@ -130,23 +129,37 @@ def drop_local_rank(argv: list[str]) -> None:
     argv[:] = kept
 
 
-def quote_texts(arguments: list[str], schema: type) -> list[str]:
-    """Puts text values in the quotes that Hydra's grammar wants, so that `prompt="法国的首都是哪里？ (a, b)"` needs no second pair."""
-    texts = {name for name, hint in _typed_keys(schema) if hint in (str, str | None)}
+def quote_texts(arguments: list[str], schema: type, sweep: bool = False) -> list[str]:
+    """Puts texts in the quotes that Hydra's grammar wants, so that `data.train=a.jsonl#100` and `prompt="法国的首都是哪里？"` need none.
+
+    Args:
+        arguments: The command line without the program.
+        schema: Its dataclass; texts are the keys typed as such, and those that take a path or a list of paths (typed Any).
+        sweep: Under -m a comma separates the values to sweep over, so a value with one is left as it is.
+    """
+    hints = dict(_typed_keys(schema))
+    texts = {name for name, hint in hints.items() if hint in (str, str | None, Any)}
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if (
-            equals
-            and key.lstrip("+") in texts
-            and value not in ("null", "")
-            and not (value[0] in "\"'" and value[-1] == value[0] and len(value) > 1)
-        ):
-            escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
-            trailing = len(escaped) - len(escaped.rstrip("\\"))
-            argument = f"{key}='{escaped}{chr(92) * trailing}'"
-        quoted.append(argument)
+        if equals and key.lstrip("+") in texts and not (sweep and "," in value):
+            if hints[key.lstrip("+")] is not Any:
+                value = _quote(value)
+            elif listed := re.fullmatch(r"\[(.*)\]", value, flags=re.DOTALL):
+                value = f"[{','.join(_quote(item.strip()) for item in listed[1].split(','))}]"
+            elif not re.fullmatch(r"\{.*\}", value, flags=re.DOTALL):
+                value = _quote(value)
+        quoted.append(f"{key}{equals}{value}")
     return quoted
+
+
+def _quote(text: str) -> str:
+    """A text in single quotes, by Hydra's rules; what is quoted already, null, and nothing stay as they are."""
+    if text in ("null", "") or (text[0] in "\"'" and text[-1] == text[0] and len(text) > 1):
+        return text
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{chr(92) * trailing}'"
 
 
 def is_rank0() -> bool:

@@ -33,6 +33,8 @@ def test_launchers_local_rank_is_dropped(arguments: list[str], kept: list[str]) 
         "What is 3 + 4?",
         "法国的首都是哪里？",
         "a=b, (c) [d] {e}",
+        "{a: 1}",
+        "[a, b]",
         """it's "quoted\"""",
         "back\\slash\\",
         "\\'",
@@ -52,17 +54,31 @@ def test_texts_need_no_quotes_for_hydra(text: str) -> None:
 
 
 def test_only_texts_are_quoted_and_not_twice() -> None:
-    arguments = [
-        "optim.lr=1e-4",
-        "data.train=[a,b]",
-        "model=codegen_tiny",
-        "init_from=null",
-        "run.dir='a,b'",
-        "+config=tiny_sft",
-        "deepspeed=zero3",
-    ]
+    arguments = ["optim.lr=1e-4", "model=codegen_tiny", "init_from=null", "run.dir='a,b'", "+config=tiny_sft", "deepspeed=zero3", "-m"]
     assert quote_texts(arguments, SFTConfig) == arguments
     assert quote_texts(["run.dir=a,b"], SFTConfig) == ["run.dir='a,b'"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("data.train=dialogues.jsonl#100", "dialogues.jsonl#100"),
+        ("data.train=[a.jsonl#100, b/*.jsonl,中文.jsonl]", ["a.jsonl#100", "b/*.jsonl", "中文.jsonl"]),
+        ("data.train=my dialogues (1).jsonl", "my dialogues (1).jsonl"),
+        ("data.train={a.jsonl: 2}", {"a.jsonl": 2}),
+        ("data.valid=null", None),
+    ],
+)
+def test_paths_and_lists_of_paths_need_no_quotes(argument: str, value: object) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    (quoted,) = quote_texts([argument], SFTConfig)
+    assert OverridesParser.create().parse_override(quoted).value() == value
+
+
+def test_under_a_sweep_commas_separate_values() -> None:
+    arguments = ["data.train=a.jsonl,b.jsonl", "data.valid=dev.jsonl#5"]
+    assert quote_texts(arguments, SFTConfig, sweep=True) == ["data.train=a.jsonl,b.jsonl", "data.valid='dev.jsonl#5'"]
 
 
 def test_every_problem_is_told_at_once() -> None:
