@@ -106,7 +106,7 @@ def page(outcome: Outcome, steps: int) -> str:
     return f"""# Learning curve on real dialogues
 
 The published MOSS-003 sample (896 dialogues to train on, 112 for validation), a model with random weights (2 layers, hidden size 128) and a
-2,048-token vocabulary trained on the data, two CPU ranks under ZeRO-3, bf16, rows of {SEQ_LEN} tokens, {steps} steps of 8 rows.
+2,048-token vocabulary trained on the data, two CPU ranks under ZeRO-3, bf16, rows of {SEQ_LEN} tokens, {steps} steps of 4 rows.
 
 ![loss by step](images/learning-curve.png)
 

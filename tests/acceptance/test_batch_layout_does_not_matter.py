@@ -13,7 +13,7 @@ from tests.launch import deepspeed, losses, succeeded
 LAYOUTS = {"1 rank x 8": (1, 8), "1 rank, 8 times 1": (1, 1), "2 ranks x 4": (2, 4), "2 ranks, 2 times 2": (2, 2)}
 COMMON = (
     "+config=tiny_sft",
-    "data.seq_len=512",
+    "data.seq_len=256",
     "train.global_batch_size=8",
     "train.eval_at_start=false",
     "train.eval_every=0",
