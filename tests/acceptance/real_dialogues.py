@@ -52,6 +52,7 @@ def train(data: Path, run_dir: Path, steps: int, eval_every: int, *overrides: st
         f"train.steps={steps}",
         f"train.eval_every={eval_every}",
         "train.eval_at_start=true",
+        "train.global_batch_size=8",
         *overrides,
     ]
     succeeded(deepspeed(2, "scripts/sft.py", *arguments, timeout=3000))
@@ -106,7 +107,7 @@ def page(outcome: Outcome, steps: int) -> str:
     return f"""# Learning curve on real dialogues
 
 The published MOSS-003 sample (896 dialogues to train on, 112 for validation), a model with random weights (2 layers, hidden size 128) and a
-2,048-token vocabulary trained on the data, two CPU ranks under ZeRO-3, bf16, rows of {SEQ_LEN} tokens, {steps} steps of 4 rows.
+2,048-token vocabulary trained on the data, two CPU ranks under ZeRO-3, bf16, rows of {SEQ_LEN} tokens, {steps} steps of 8 rows.
 
 ![loss by step](images/learning-curve.png)
 
