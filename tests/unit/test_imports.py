@@ -24,6 +24,8 @@ ALLOWED = {
     "pm": {"config", "model", "data", "train", "artifacts", "inference", "evaluate"},
     "cli": {"model", "data", "train", "artifacts", "inference", "evaluate", "pretrain", "sft", "pm", "config"},
 }
+# (importer, package) -> the one module of that package which is open to it.
+ONE_MODULE = {("train", "artifacts"): "lineage", ("evaluate", "pm"): "score"}
 # Libraries with one importer.
 OWNERS = {"deepspeed": {"train/engine.py"}, "hydra": {"cli.py"}, "wandb": {"train/tracking.py"}}
 TORCH_FREE = ["errors.py", "config.py", "cli.py", *sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("*/config.py"))]
@@ -53,6 +55,16 @@ def test_packages_import_only_what_the_table_allows(path: Path) -> None:
         assert parts <= {"config"}, f"{path} may import configuration only, but imports {sorted(parts)}"
     else:
         assert parts <= ALLOWED[own], f"{path} may not import {sorted(parts - ALLOWED[own])}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_some_packages_are_open_in_one_module_only(path: Path) -> None:
+    own = path.parts[0].removesuffix(".py")
+    for (importer, package), module in ONE_MODULE.items():
+        if own == importer:
+            names = {name for name in imported_modules(path) if name.startswith(f"moss_train.{package}.")}
+            others = {name for name in names if name.split(".")[2] != module}
+            assert not others, f"{path} may import {package}.{module} only, but imports {sorted(others)}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
