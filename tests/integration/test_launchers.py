@@ -36,6 +36,7 @@ def finished(run_dir: Path) -> list[float]:
 
 def test_every_launcher_trains_the_same_and_leaves_no_process(tmp_path: Path) -> None:
     """Plain `deepspeed scripts/sft.py` (one rank, with its --local_rank), `deepspeed` with two ranks, and torchrun."""
+    buffers = set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*"))
     plain = [str(BIN / "deepspeed"), "--master_port", str(free_port()), "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/plain"]
     shown = succeeded(run(plain)).stdout
     for said in (
@@ -51,6 +52,7 @@ def test_every_launcher_trains_the_same_and_leaves_no_process(tmp_path: Path) ->
     succeeded(run([*torchrun, "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/torchrun"]))
     assert finished(tmp_path / "deepspeed") == pytest.approx(finished(tmp_path / "plain"), abs=1e-3)
     assert finished(tmp_path / "torchrun") == finished(tmp_path / "deepspeed")
+    assert set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*")) <= buffers, "shared memory is left behind"
     processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert not [line for line in processes.splitlines() if str(tmp_path) in line]
 
