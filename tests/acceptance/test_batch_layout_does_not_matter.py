@@ -47,7 +47,8 @@ def test_first_gradients_are_equal_in_float32(tmp_path: Path) -> None:
 
 
 def test_twenty_losses_agree_in_bfloat16(tmp_path: Path) -> None:
-    curves = {layout: losses(train(tmp_path, layout, "train.steps=20")) for layout in LAYOUTS}
+    # The preset's rate of 3e-3 multiplies rounding differences by training at the edge; 1e-3 is still far above what the recipe uses.
+    curves = {layout: losses(train(tmp_path, layout, "train.steps=20", "optim.lr=1e-3")) for layout in LAYOUTS}
     reference = curves.pop("1 rank x 8")
     assert len(reference) == 20
     # The loss moves in twenty steps by far more than the tolerance: agreement is not for want of training.
