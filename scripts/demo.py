@@ -48,7 +48,7 @@ def main() -> None:
             "+config=tiny_sft",
             f"run.dir={run}/sft",
             "data.seq_len=1024",
-            "train.steps=500",
+            "train.steps=300",
             "train.log_every=20",
             "train.eval_every=100",
         ],
