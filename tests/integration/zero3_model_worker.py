@@ -6,12 +6,9 @@ Arguments: folder with `model` (safetensors), `moss` (pickle shards) and `batch.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
-
-os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # ninja, for DeepSpeed's CPU operation
 
 import deepspeed
 import torch
@@ -23,6 +20,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from moss_train.model.codegen import CodeGenLM, CodeGenModel, init_model, set_attention
 from moss_train.model.loading import load_model
 from moss_train.model.rotary import build_rotary_table
+from moss_train.train import engine
 
 ZERO3: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 1,
@@ -56,9 +54,8 @@ def start_engine(model: CodeGenLM, config: dict[str, Any]) -> Any:
 
 
 def main(source: Path, out: Path) -> None:
-    torch.set_num_threads(1)
-    deepspeed.init_distributed(dist_backend="gloo")
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    engine.start()
+    rank, world = engine.rank(), engine.world_size()
     batch = load_file(source / "batch.safetensors")
     results: dict[str, dict[str, torch.Tensor]] = {}
 
@@ -72,9 +69,9 @@ def main(source: Path, out: Path) -> None:
         trunk = CodeGenModel(low.config)
     assert trunk.wte.weight.ds_tensor.dtype == torch.bfloat16
     assert torch.equal(trunk.rotary_table, build_rotary_table(low.config.n_positions, low.config.rotary_dim))
-    engine = start_engine(low, low_settings)
-    check(engine.module, world, torch.bfloat16)
-    del low_alive, low, engine
+    trained = start_engine(low, low_settings)
+    check(trained.module, world, torch.bfloat16)
+    del low_alive, low, trained
 
     alive = HfDeepSpeedConfig(ZERO3)
     config = CodeGenConfig.from_pretrained(source / "model")
@@ -86,31 +83,30 @@ def main(source: Path, out: Path) -> None:
     model = load_model(source / "model", torch.float32)
     check(model, world, torch.float32)
     results["load"] = gather(model)
-    engine = start_engine(model, ZERO3)
-    check(engine.module, world, torch.float32)
+    trained = start_engine(model, ZERO3)
+    check(trained.module, world, torch.float32)
     results["logits"] = {}
     for backend in ("eager", "sdpa"):
         set_attention(model, backend)
         with torch.no_grad():
-            results["logits"][backend] = engine(batch["input_ids"], cu_seqlens=batch["cu_seqlens"]).logits
+            results["logits"][backend] = trained(batch["input_ids"], cu_seqlens=batch["cu_seqlens"]).logits
     weight = int((batch["targets"] != -100).sum())
     for recompute in (False, True):
         model.set_recompute(recompute)
         # The last rank has a micro-batch without any target; on one rank two micro-batches do the same.
         batches = [batch["targets"], torch.full_like(batch["targets"], -100)]
         for targets in batches[rank::world]:
-            loss_sum = engine(batch["input_ids"], targets=targets, cu_seqlens=batch["cu_seqlens"]).loss_sum
-            engine.backward(loss_sum * world / weight, scale_wrt_gas=False)
+            loss_sum = trained(batch["input_ids"], targets=targets, cu_seqlens=batch["cu_seqlens"]).loss_sum
+            trained.backward(loss_sum * world / weight, scale_wrt_gas=False)
         results[f"gradients-recompute-{recompute}"] = {n: safe_get_full_grad(p).clone() for n, p in model.named_parameters()}
-        engine.zero_grad()
-        engine.optimizer.zero_grad()
+        trained.zero_grad()
+        trained.optimizer.zero_grad()
     if rank == 0:
         for name, tensors in results.items():
             save_file({key: value.contiguous() for key, value in tensors.items()}, out / f"{name}.safetensors")
         (out / "done.json").write_text(json.dumps({"world": world}))
     del alive
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    engine.stop()
 
 
 if __name__ == "__main__":
