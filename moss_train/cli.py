@@ -15,11 +15,12 @@ import os
 import re
 import sys
 import time
+import traceback
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from moss_train.errors import ConfigError, MossTrainError, UsageError
+from moss_train.errors import ConfigError, MossTrainError, UsageError, report
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def run(name: str) -> None:
         # Hydra's parser wants flags before the overrides; where they stand means nothing.
         sys.argv[1:] = ["-m", *(argument for argument in sys.argv[1:] if argument not in sweep)]
     sys.argv[1:] = quote_texts(sys.argv[1:], _load(program.schema), bool(sweep))
+    # When a rank is lost, c10d prints a stack for every call of the others; the watchdog says which rank, in one line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Hydra prints errors its own way unless it is asked to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     code = 0
@@ -93,10 +96,16 @@ def run(name: str) -> None:
     except (MossTrainError, _Stopped) as stopped:
         error = stopped.error if isinstance(stopped, _Stopped) else stopped
         code = error.exit_code
-        report(str(error), code)
+        if is_rank0():
+            report(str(error), code)
     except KeyboardInterrupt:
         code = 130
-        report("stopped by Ctrl-C", code)
+        if is_rank0():
+            report("stopped by Ctrl-C", code)
+    except Exception:
+        # A defect of the program: the rank that met it shows where.
+        code = 1
+        traceback.print_exc()
     if code == 0 and "moss_train.train.engine" in sys.modules:
         sys.modules["moss_train.train.engine"].stop()
     sys.stdout.flush()
@@ -165,12 +174,6 @@ def _quote(text: str) -> str:
 def is_rank0() -> bool:
     """Whether this process is the one that prints, known from the environment before any process group exists."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def report(message: str, code: int) -> None:
-    """Prints an error once, not once a rank."""
-    if is_rank0():
-        print(f"\nerror: {message}\n(exit code {code})", file=sys.stderr)
 
 
 def config_dir(program: Program) -> Path:

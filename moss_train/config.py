@@ -78,12 +78,50 @@ class ExportDtype(StrEnum):
     fp16 = "fp16"
 
 
+class Resume(StrEnum):
+    """What to do with a run that is found in `run.dir`."""
+
+    auto = "auto"
+    """Go on from its newest good checkpoint; without any checkpoint, move it aside."""
+    never = "never"
+    """Move it aside and start anew."""
+
+
+# A run is resumed with these as they were, unless `run.allow_changes` names them. What is neither here nor in the architecture (ranks,
+# micro-batch, ZeRO stage, paths, tracking, rhythms) may change freely: it does not change what is computed, but for rounding.
+CHANGEABLE = (
+    "data",
+    "tokenizer",
+    "init_from",
+    "run.seed",
+    "train.steps",
+    "train.global_batch_size",
+    "train.precision",
+    "train.spike_sigmas",
+    "optim.lr",
+    "optim.schedule",
+    "optim.warmup",
+    "optim.min_lr_ratio",
+    "optim.weight_decay",
+    "optim.decay",
+    "optim.beta1",
+    "optim.beta2",
+    "optim.eps",
+    "optim.clip",
+)
+
+
 @dataclass
 class RunConfig:
     """Where a run writes and what makes it repeatable."""
 
     dir: str | None = None
-    """Run directory; an earlier run found there is moved aside to `<dir>.1`, `<dir>.2`, ..., never overwritten."""
+    """Run directory. A run found there is gone on with, or moved aside to `<dir>.1`, `<dir>.2`, ...; never overwritten."""
+    resume: Resume = Resume.auto
+    allow_changes: list[str] = field(default_factory=list)
+    """What may differ from the run that is gone on with, by the names in the message that refuses it."""
+    stop_after: int | None = None
+    """Save and stop after this many steps of the whole run; the same command without it, or with a larger one, goes on."""
     seed: int = 42
     """Seed of the initial weights, the order of the samples and the tokenizer's training sample."""
 
@@ -93,6 +131,11 @@ class RunConfig:
             found.append("run.dir is not set: name a directory for the run, for example run.dir=runs/my_run")
         if self.seed < 0:
             found.append(f"run.seed is {self.seed}; expected a number of zero or more")
+        if self.stop_after is not None and self.stop_after < 0:
+            found.append(f"run.stop_after is {self.stop_after}; expected a number of steps")
+        for name in self.allow_changes:
+            if name not in CHANGEABLE:
+                found.append(f"run.allow_changes has {name!r}; expected some of {', '.join(CHANGEABLE)}")
         return found
 
 
@@ -172,6 +215,14 @@ class TrainConfig:
     """Evaluate before the first step too, so that the first figure is that of the model one started from."""
     log_every: int = 1
     """Steps between console lines; metrics.jsonl has every step."""
+    save_every: int = 500
+    """Steps between checkpoints; 0 saves at the end only. A request to stop saves too."""
+    keep: int = 2
+    """Good checkpoints to keep, the newest ones; each takes 12 bytes a parameter."""
+    spike_sigmas: float = 6.0
+    """A step whose loss is this many standard deviations above that of the 128 before does not change the weights; 0: never."""
+    hang_seconds: float = 1800.0
+    """A rank without progress for this long ends the run, with the stacks of all ranks."""
 
     def problems(self) -> list[str]:
         found = []
@@ -182,8 +233,15 @@ class TrainConfig:
             value = getattr(self, key)
             if value is not None and value <= 0:
                 found.append(f"train.{key} is {value}; expected a number above zero")
-        if self.eval_every < 0:
-            found.append(f"train.eval_every is {self.eval_every}; expected zero (only at the end) or more")
+        for key in ("eval_every", "save_every"):
+            if getattr(self, key) < 0:
+                found.append(f"train.{key} is {getattr(self, key)}; expected zero (only at the end) or more")
+        if self.keep < 1:
+            found.append(f"train.keep is {self.keep}; expected one or more")
+        if self.spike_sigmas < 0:
+            found.append(f"train.spike_sigmas is {self.spike_sigmas}; expected zero (no guard) or more")
+        if self.hang_seconds <= 0:
+            found.append(f"train.hang_seconds is {self.hang_seconds}; expected a number above zero")
         if self.global_batch_size > 0 and self.micro_batch_size > 0 and self.global_batch_size % self.micro_batch_size:
             found.append(
                 f"train.global_batch_size ({self.global_batch_size}) is not divisible by train.micro_batch_size ({self.micro_batch_size})"
@@ -209,6 +267,8 @@ class OptimConfig:
     eps: float = 1e-8
     clip: float = 1.0
     """Global gradient norm above which gradients are scaled down; 0 turns it off."""
+    freeze: list[str] = field(default_factory=list)
+    """Parameters that do not train, by name, with * and ?: `["transformer.wte.*", "transformer.h.[0-7].*"]`."""
 
     def problems(self) -> list[str]:
         found = []
@@ -305,7 +365,13 @@ def deepspeed_problems(section: dict[str, Any]) -> list[str]:
     accumulation = (section.get("data_types") or {}).get("grad_accum_dtype", "fp32")
     if accumulation not in ("fp32", "bf16", "fp16"):
         found.append(f"deepspeed.data_types.grad_accum_dtype is {accumulation!r}; expected fp32 (the default), bf16 or fp16")
-    stage = (section.get("zero_optimization") or {}).get("stage")
+    zero = section.get("zero_optimization") or {}
+    for key in ("offload_optimizer", "offload_param"):
+        if isinstance(zero.get(key), dict) and zero[key].get("device") == "nvme":
+            found.append(
+                f"deepspeed.zero_optimization.{key}.device is nvme; expected cpu or none: checkpoints cannot be made of swapped state"
+            )
+    stage = zero.get("stage")
     if stage not in (1, 2, 3):
         found.append(
             f"deepspeed.zero_optimization.stage is {stage!r}; expected 1, 2 or 3 (stage 0 cannot accumulate bf16 gradients in float32; "

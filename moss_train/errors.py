@@ -6,6 +6,8 @@ program and shows its traceback. The codes are part of the command line (docs/er
 
 from __future__ import annotations
 
+import sys
+
 
 class MossTrainError(Exception):
     """Base of the errors that end a program with a message instead of a traceback."""
@@ -44,8 +46,14 @@ class CheckpointError(MossTrainError):
     exit_code = 4
 
 
+class ResumeError(MossTrainError):
+    """A run cannot go on from its checkpoint, because what must not change has changed."""
+
+    exit_code = 5
+
+
 class NonFiniteError(MossTrainError):
-    """The loss or a gradient is not finite; the weights were not updated."""
+    """The loss or a gradient is not finite, or the loss keeps jumping; the weights were not updated."""
 
     exit_code = 6
 
@@ -54,3 +62,27 @@ class DiskFullError(MossTrainError):
     """No space is left where an artefact is being written."""
 
     exit_code = 7
+
+
+class OutOfMemoryError(MossTrainError):
+    """A device, or the machine, has no memory left."""
+
+    exit_code = 8
+
+
+class LostRankError(MossTrainError):
+    """A rank is gone, or makes no progress."""
+
+    exit_code = 9
+
+
+class PreemptedError(MossTrainError):
+    """Asked to stop; what was trained is saved, and the same command goes on from there."""
+
+    exit_code = 75
+
+
+def report(message: str, code: int) -> None:
+    """Prints how a program ends."""
+    kind = "stopped" if code == PreemptedError.exit_code else "error"
+    print(f"\n{kind}: {message}\n(exit code {code})", file=sys.stderr, flush=True)

@@ -8,7 +8,6 @@ beside it first.
 from __future__ import annotations
 
 import copy
-import errno
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from safetensors.torch import save_file
 from moss_train.artifacts import card, lineage
 from moss_train.artifacts.config import ExportJobConfig
 from moss_train.errors import DiskFullError, UsageError
+from moss_train.files import is_disk_full
 
 if TYPE_CHECKING:
     from moss_train.data.tokenizer import MossTokenizer
@@ -91,12 +91,6 @@ def write_export(
             pass
         if writes:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error means that no space or no quota is left; safetensors tells it in words only."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "errno", None) in full or any(f"os error {number})" in str(error) for number in full)
 
 
 def _write_shards(directory: Path, parameters: Iterable[tuple[str, torch.Tensor | None]], dtype: torch.dtype, max_shard_bytes: int) -> None:

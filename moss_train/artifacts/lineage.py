@@ -18,6 +18,7 @@ from typing import Any
 
 import moss_train
 from moss_train.errors import CheckpointError
+from moss_train.files import hash_file
 
 FILE_NAME = "lineage.json"
 VERSION = 1
@@ -64,15 +65,21 @@ class Lineage:
     """What belongs to this kind alone, such as the loss policy or the number format."""
 
 
-def write(directory: Path, lineage: Lineage) -> str:
-    """Hashes every file of `directory`, writes lineage.json there, and returns the artefact's id."""
+def write(directory: Path, lineage: Lineage, files: dict[str, dict[str, Any]] | None = None) -> str:
+    """Writes lineage.json into `directory` and returns the artefact's id.
+
+    Args:
+        directory: The artefact's.
+        lineage: Its record.
+        files: Size and sha256 of its files, where they are known; by default each is hashed.
+    """
     record: dict[str, Any] = {
         "lineage_version": VERSION,
         **asdict(lineage),
         "code": code_version(),
         "environment": environment(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "files": hash_files(directory),
+        "files": hash_files(directory) if files is None else files,
     }
     record = {"id": record_id(record), **record}
     (directory / FILE_NAME).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -81,10 +88,12 @@ def write(directory: Path, lineage: Lineage) -> str:
 
 def record_id(record: dict[str, Any]) -> str:
     """The content-addressed id of a record."""
-    canonical = json.dumps(
-        {key: value for key, value in record.items() if key != "id"}, sort_keys=True, separators=(",", ":"), ensure_ascii=False
-    )
-    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+    return "sha256:" + hash_value({key: value for key, value in record.items() if key != "id"})
+
+
+def hash_value(value: Any) -> str:
+    """sha256 of a JSON value in its one canonical spelling, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
 
 
 def read(directory: Path) -> dict[str, Any] | None:
@@ -121,14 +130,8 @@ def hash_files(directory: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.name != FILE_NAME:
-            found[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+            found[path.relative_to(directory).as_posix()] = asdict(hash_file(path))
     return found
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file, in hexadecimal, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def code_version() -> dict[str, Any]:

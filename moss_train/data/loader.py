@@ -30,6 +30,11 @@ class RenderedDocument(Protocol):
     @property
     def loss_mask(self) -> Sequence[bool]: ...
 
+    @property
+    def origin(self) -> str:
+        """`file:line`, for messages."""
+        ...
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -70,7 +75,7 @@ class Batch:
 class StepPlan:
     """How the rows of one optimizer step are dealt out; accumulation is derived.
 
-    Sample number of (step s, micro-step m, rank r, row b) = s * global_batch_size + (m * world_size + r) * micro_batch_size + b.
+    Sample number of (micro-step m, rank r, row b) = first sample of the step + (m * world_size + r) * micro_batch_size + b.
     """
 
     global_batch_size: int
@@ -93,10 +98,10 @@ class StepPlan:
         """Micro-steps of an optimizer step."""
         return self.global_batch_size // (self.micro_batch_size * self.world_size)
 
-    def sample_numbers(self, step: int, rank: int) -> list[list[int]]:
-        """Numbers of the samples a rank takes in a step, by micro-step."""
+    def sample_numbers(self, first_sample: int, rank: int) -> list[list[int]]:
+        """Numbers of the samples a rank takes in the step that begins with `first_sample`, by micro-step."""
         size = self.micro_batch_size
-        starts = [step * self.global_batch_size + (micro * self.world_size + rank) * size for micro in range(self.accumulation)]
+        starts = [first_sample + (micro * self.world_size + rank) * size for micro in range(self.accumulation)]
         return [list(range(start, start + size)) for start in starts]
 
 
@@ -129,6 +134,7 @@ class RowDataset:
         self._ids = np.concatenate([np.asarray(document.input_ids, dtype=np.int32) for document in rendered])
         self._mask = np.concatenate([np.asarray(document.loss_mask, dtype=np.bool_) for document in rendered])
         self._offsets = np.concatenate([[0], np.cumsum(lengths)])
+        self._origins = [document.origin for document in rendered]
         if len(self._mask) != len(self._ids):
             raise DataError(f"{len(self._ids)} ids but {len(self._mask)} loss marks.")
         # The first id of a document is never predicted, so its mark does not count.
@@ -168,6 +174,11 @@ class RowDataset:
         """Indices of the documents in a row."""
         return self._plan[self._row_offsets[row] : self._row_offsets[row + 1]].tolist()
 
+    def origins_of_sample(self, number: int) -> list[str]:
+        """Where the documents of sample `number` of a run came from, as `file:line`."""
+        _, index = sample_index(self.fingerprint, self.seed, number, len(self))
+        return [self._origins[document] for document in self.documents_of(index)]
+
     def row(self, index: int) -> Row:
         """One row, shifted, without padding."""
         examples = []
@@ -182,19 +193,19 @@ class RowDataset:
         return self.row(index)
 
 
-def step_batches(dataset: RowDataset, step: int, plan: StepPlan, rank: int, last_sample: int | None = None) -> list[Batch]:
+def step_batches(dataset: RowDataset, first_sample: int, plan: StepPlan, rank: int, last_sample: int | None = None) -> list[Batch]:
     """The micro-batches of one rank in one optimizer step.
 
     Args:
         dataset: Rows.
-        step: Optimizer step, from 0.
+        first_sample: Number of the step's first sample.
         plan: Batch sizes and ranks.
         rank: This rank.
         last_sample: Number of samples of the whole run (the first number not used); places beyond it become rows of weight zero, so that
             every rank makes the same number of forwards. None: no end.
     """
     micro_batches = []
-    for numbers in plan.sample_numbers(step, rank):
+    for numbers in plan.sample_numbers(first_sample, rank):
         rows = [dataset.sample(number) if last_sample is None or number < last_sample else None for number in numbers]
         micro_batches.append(collate(rows, dataset.seq_len, dataset.pad_id))
     return micro_batches

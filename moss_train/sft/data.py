@@ -21,7 +21,7 @@ from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import DataError
 from moss_train.sft.config import DefaultMeta, DialogueDataConfig, SFTConfig
 from moss_train.train import engine as distributed
-from moss_train.train.stage import StageData, total_samples
+from moss_train.train.stage import StageData
 
 Say = Callable[[str], None]
 
@@ -46,6 +46,7 @@ class Rows:
     train_rows: RowDataset
     valid_rows: RowDataset | None
     config: SFTConfig
+    tokenizer: MossTokenizer
     sources: list[Source]
     details: dict[str, Any]
 
@@ -63,18 +64,21 @@ class Rows:
         """What the loop takes."""
         train = self.config.train
         plan = StepPlan(train.global_batch_size, train.micro_batch_size, distributed.world_size())
-        # A number of epochs ends in the middle of a step, most often; the rest of it is rows of weight zero.
-        last_sample = total_samples(self.config, self.count)
         valid = {}
         if self.valid_rows is not None:
             valid["valid"] = list(evaluation_batches(self.valid_rows, train.micro_batch_size, distributed.world_size(), distributed.rank()))
         return StageData(
             rows=self.count,
-            step_batches=lambda step: step_batches(self.train_rows, step, plan, distributed.rank(), last_sample),
+            # A number of epochs ends in the middle of a step, most often; the rest of it is rows of weight zero.
+            batches=lambda first, last: step_batches(self.train_rows, first, plan, distributed.rank(), last),
             valid=valid,
             sources=self.sources,
             weight_name="supervised_tokens",
             mean_context=self.train_rows.mean_context,
+            fingerprint=self.train_rows.fingerprint,
+            tokenizer_fingerprint=self.tokenizer.fingerprint,
+            write_tokenizer=self.tokenizer.save,
+            origins=self.train_rows.origins_of_sample,
             details=self.details,
         )
 
@@ -150,7 +154,7 @@ def prepare(config: SFTConfig, splits: Splits, tokenizer: MossTokenizer, say: Sa
         "meta_instruction": meta[0][0] if meta else None,
         "middle_segments": middle_segments(splits.train),
     }
-    return Rows(train, valid, config, splits.sources, details)
+    return Rows(train, valid, config, tokenizer, splits.sources, details)
 
 
 def middle_segments(dialogues: list[Dialogue]) -> bool:

@@ -23,6 +23,7 @@ def main(config: SFTConfig) -> float:
     from moss_train.data.loader import StepPlan
     from moss_train.sft.data import load_dialogues, prepare
     from moss_train.train import engine as distributed
+    from moss_train.train.resume import find_checkpoint
     from moss_train.train.run import open_run
     from moss_train.train.stage import train_stage
 
@@ -30,6 +31,7 @@ def main(config: SFTConfig) -> float:
         # What can be refused without reading data is refused first.
         StepPlan(config.train.global_batch_size, config.train.micro_batch_size, distributed.world_size())
         distributed.check_section(config.deepspeed)
+        saved = find_checkpoint(run)
         model_config = run.together(lambda: architecture(config, run.log))
         splits = run.together(lambda: load_dialogues(config.data, config.run.seed, run.log))
         tokenizer = run.together(lambda: choose_tokenizer(config, splits.train, run.log))
@@ -43,7 +45,7 @@ def main(config: SFTConfig) -> float:
             max_shard_bytes=int(config.export.max_shard_gb * 1e9),
             writes=distributed.rank() == 0,
         )
-        last = train_stage(run, config, lambda: build(config, model_config, run.log), rows.stage_data(), export)
+        last = train_stage(run, config, partial(build, config, model_config, run.log), rows.stage_data(), export, saved)
     return last.get("valid/loss", last.get("train/loss", float("nan")))
 
 
@@ -126,8 +128,15 @@ def fit_vocabulary(config: SFTConfig, model_config: Any, tokenizer: MossTokenize
     return model_config
 
 
-def build(config: SFTConfig, model_config: Any, say: Any) -> Any:
-    """The model to train, on this rank's device, or divided over ranks where the engine asks for it."""
+def build(config: SFTConfig, model_config: Any, say: Any, weights: Path | None = None) -> Any:
+    """The model to train, on this rank's device, or divided over ranks where the engine asks for it.
+
+    Args:
+        config: Of the run.
+        model_config: Its architecture.
+        say: Told where the weights come from.
+        weights: A training checkpoint to take them from, instead of what the configuration starts from.
+    """
     import torch
 
     from moss_train.config import Precision
@@ -137,7 +146,10 @@ def build(config: SFTConfig, model_config: Any, say: Any) -> Any:
     from moss_train.train import engine as distributed
 
     dtype = torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
-    if config.init_from is None:
+    if weights is not None:
+        say(f"weights: {weights}")
+        model = load_model(weights, dtype=dtype)
+    elif config.init_from is None:
         say("weights: random (init_from=null)")
         model = init_model(model_config, config.run.seed, dtype)
     else:

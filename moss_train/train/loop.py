@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import torch
 
-from moss_train.errors import NonFiniteError
 from moss_train.train import engine as distributed
+from moss_train.train.guard import SpikeGuard
 
 
 class Batch(Protocol):
@@ -48,9 +48,28 @@ class Plan:
     """What `fit` is asked to do; all numbers in optimizer steps."""
 
     total_steps: int
+    samples_per_step: int
     eval_every: int
     """0: at the end only."""
+    save_every: int
+    """0: at the end only."""
     learning_rate: Callable[[int], float]
+    seed: int
+    stop_after: int | None = None
+    """Save and stop after this step, as if asked by a signal."""
+
+
+@dataclass
+class Progress:
+    """Where a run is, over all ranks; part of its checkpoints."""
+
+    step: int = 0
+    """Optimizer steps done, skipped updates included."""
+    samples: int = 0
+    """Samples taken."""
+    tokens: int = 0
+    weight: float = 0.0
+    guard: SpikeGuard = field(default_factory=lambda: SpikeGuard())
 
 
 @dataclass
@@ -65,55 +84,124 @@ class StepReport:
     weight: float
     tokens: int
     seconds: float
+    skipped: bool = False
+    """The spike guard left the update out."""
     evaluations: dict[str, float] = field(default_factory=dict)
 
 
-def fit(
-    engine: Any,
-    step_batches: Callable[[int], Sequence[Batch]],
-    evaluate: Callable[[], dict[str, float]],
-    plan: Plan,
-    report: Callable[[StepReport], None],
-) -> None:
-    """Trains for `plan.total_steps` optimizer steps.
+class StopAskedError(Exception):
+    """Some rank was asked to stop while all were evaluating."""
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What the loop calls, on every rank."""
+
+    evaluate: Callable[[], dict[str, float]]
+    """Metrics on validation data. A collective; raises StopAskedError."""
+    save: Callable[[], None]
+    """Commits a checkpoint of the progress, unless that step has one. A collective."""
+    report: Callable[[StepReport], None]
+    stop_asked: Callable[[], bool]
+    """Whether this rank was asked to stop."""
+    beat: Callable[[str], None]
+    """Told what is being done: the sign that the run makes progress."""
+
+
+class NonFiniteStepError(Exception):
+    """A step's loss or gradient is not finite. Raised on all ranks, before any weight changed.
+
+    Attributes:
+        step: Number of the step, from 1. loss, grad_norm: Over all ranks; the norm is nan where the gradient was not yet complete.
+        suspects: Micro-batches of this rank whose loss is not finite, or all where every loss is finite and the gradient is not.
+    """
+
+    def __init__(self, step: int, loss: float, grad_norm: float, suspects: list[int]):
+        self.step, self.loss, self.grad_norm, self.suspects = step, loss, grad_norm, suspects
+        super().__init__(f"step {step}: loss {loss}, gradient norm {grad_norm}")
+
+
+def fit(engine: Any, batches_from: Callable[[int], Sequence[Batch]], plan: Plan, progress: Progress, actions: Actions) -> bool:
+    """Trains from `progress` to `plan.total_steps`.
 
     Args:
         engine: From `engine.initialize`.
-        step_batches: Optimizer step -> this rank's micro-batches; the same number of them on every rank.
-        evaluate: Metrics on validation data; a collective, called on every rank.
+        batches_from: Number of a step's first sample -> this rank's micro-batches; as many on every rank.
         plan: Length, rhythm and learning rate.
-        report: Told of every step, on every rank.
+        progress: Where to begin; moved along.
+        actions: What is called on the way.
+
+    Returns:
+        Whether it came to the end. False: asked to stop; a checkpoint of where it is has been saved.
 
     Raises:
-        NonFiniteError: A loss or gradient is not finite. DeepSpeed has left the weights as they were.
+        NonFiniteStepError: A loss or gradient is not finite. The weights are those of the step before.
+        NonFiniteError: The loss keeps jumping.
     """
-    world_size, device = distributed.world_size(), distributed.device()
-    for step in range(plan.total_steps):
+    while progress.step < plan.total_steps:
         started = time.perf_counter()
-        batches = step_batches(step)
-        weight, tokens = distributed.all_reduce_sum([sum(b.weight for b in batches), sum(b.tokens for b in batches)])
+        step = progress.step
+        batches = batches_from(progress.samples)
+        sums = [sum(b.weight for b in batches), sum(b.tokens for b in batches), float(actions.stop_asked())]
+        weight, tokens, stopping = distributed.all_reduce_sum(sums)
+        if stopping or (plan.stop_after is not None and step >= plan.stop_after):
+            actions.save()
+            return False
         rate = plan.learning_rate(step)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
-        totals: dict[str, list[float]] = {}
-        for batch in batches:
-            output = engine(**batch.to(device).inputs)
-            # DeepSpeed averages gradients over ranks; the sum over ranks, divided by the weight over ranks, is wanted.
-            engine.backward(output.loss_sum * (world_size / weight), scale_wrt_gas=False)
-            engine.step()
-            add_metrics(totals, output.metrics)
-        metrics = reduce_metrics(totals)
+        distributed.seed_step(plan.seed, step)
+        metrics, skipped = _accumulate(engine, batches, weight, progress, actions.beat)
         norm = float(engine.get_global_grad_norm() or 0.0)
-        if not engine.was_step_applied() or not math.isfinite(metrics["loss"]):
-            raise NonFiniteError(
-                f"step {step + 1}: the loss is {metrics['loss']}, the gradient norm {norm}. This step was "
-                f"{'applied' if engine.was_step_applied() else 'not applied; the weights are those of the step before'}. "
-                "Lower optim.lr, lengthen optim.warmup, or look at the records of this step"
-            )
-        done = StepReport(step + 1, metrics, rate, norm, weight, int(tokens), time.perf_counter() - started)
-        if step + 1 == plan.total_steps or (plan.eval_every and (step + 1) % plan.eval_every == 0):
-            done.evaluations = evaluate()
-        report(done)
+        if not skipped and not engine.was_step_applied():
+            raise NonFiniteStepError(step + 1, metrics["loss"], norm, list(range(len(batches))))
+        progress.step, progress.samples = step + 1, progress.samples + plan.samples_per_step
+        progress.tokens, progress.weight = progress.tokens + int(tokens), progress.weight + weight
+        done = StepReport(step + 1, metrics, rate, norm, weight, int(tokens), time.perf_counter() - started, skipped)
+        at_end = progress.step == plan.total_steps
+        # Saved before evaluating: what can go wrong in an evaluation costs no training.
+        if at_end or (plan.save_every and progress.step % plan.save_every == 0):
+            actions.save()
+        try:
+            if at_end or (plan.eval_every and progress.step % plan.eval_every == 0):
+                done.evaluations = actions.evaluate()
+        except StopAskedError:
+            actions.save()
+            actions.report(done)
+            return False
+        actions.report(done)
+    return True
+
+
+def _accumulate(
+    engine: Any, batches: Sequence[Batch], weight: float, progress: Progress, beat: Callable[[str], None]
+) -> tuple[dict[str, float], bool]:
+    """Forward and backward of every micro-batch, and the update; returns mean metrics over all ranks, and whether the update was left
+    out."""
+    world_size, device = distributed.world_size(), distributed.device()
+    # DeepSpeed averages gradients over ranks; the sum over ranks, divided by the weight over ranks, is wanted.
+    scale = world_size / weight
+    totals: dict[str, list[float]] = {}
+    metrics: dict[str, float] = {}
+    suspects = []
+    for number, batch in enumerate(batches):
+        inputs = batch.to(device).inputs
+        beat(f"step {progress.step + 1}, micro-batch {number + 1} of {len(batches)}: {list(inputs['input_ids'].shape)} tokens")
+        output = engine(**inputs)
+        add_metrics(totals, output.metrics)
+        if not math.isfinite(float(output.loss_sum.detach())):
+            suspects.append(number)
+        if number + 1 == len(batches):
+            # All losses are known here, and no weight has changed yet.
+            metrics = reduce_metrics(totals)
+            if not math.isfinite(metrics["loss"]):
+                raise NonFiniteStepError(progress.step + 1, metrics["loss"], math.nan, suspects)
+            if progress.guard.is_spike(progress.step + 1, metrics["loss"]):
+                # DeepSpeed leaves out an update whose gradient is not finite, on every ZeRO stage, and counts it as such.
+                scale = math.nan
+        engine.backward(output.loss_sum * scale, scale_wrt_gas=False)
+        engine.step()
+    return metrics, math.isnan(scale)
 
 
 def add_metrics(totals: dict[str, list[float]], metrics: dict[str, tuple[Any, Any]]) -> None:
@@ -131,13 +219,22 @@ def reduce_metrics(totals: dict[str, list[float]]) -> dict[str, float]:
     return {name: sums[2 * i] / sums[2 * i + 1] if sums[2 * i + 1] else math.nan for i, name in enumerate(names)}
 
 
-def evaluate_batches(engine: Any, batches: Sequence[Batch]) -> dict[str, float]:
-    """Mean metrics of the model on `batches`, which are as many on every rank: under ZeRO-3 each forward is a collective."""
+def evaluate_batches(engine: Any, batches: Sequence[Batch], actions: Actions) -> dict[str, float]:
+    """Mean metrics of the model on `batches`, which are as many on every rank: under ZeRO-3 each forward is a collective.
+
+    Raises:
+        StopAskedError: Some rank was asked to stop. On all ranks.
+    """
     totals: dict[str, list[float]] = {}
     device = distributed.device()
     engine.eval()
-    with torch.no_grad():
-        for batch in batches:
-            add_metrics(totals, engine(**batch.to(device).inputs).metrics)
-    engine.train()
+    try:
+        with torch.no_grad():
+            for number, batch in enumerate(batches):
+                actions.beat(f"evaluating batch {number + 1} of {len(batches)}")
+                if distributed.all_reduce_sum([float(actions.stop_asked())])[0]:
+                    raise StopAskedError
+                add_metrics(totals, engine(**batch.to(device).inputs).metrics)
+    finally:
+        engine.train()
     return reduce_metrics(totals)

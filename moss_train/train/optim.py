@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from moss_train.config import Decay, OptimConfig, Schedule
+from moss_train.errors import ConfigError
 
 
 def is_decayed(name: str, dimensions: int, decay: Decay) -> bool:
@@ -22,6 +24,37 @@ def is_decayed(name: str, dimensions: int, decay: Decay) -> bool:
     if decay is Decay.release:
         return not name.endswith("bias")
     return dimensions >= 2
+
+
+def freeze(named_parameters: Iterable[tuple[str, torch.nn.Parameter]], patterns: Sequence[str]) -> int:
+    """Leaves the parameters whose names match a pattern out of training.
+
+    Args:
+        named_parameters: Of the whole model.
+        patterns: With `*`, `?` and `[...]`, as in file names.
+
+    Returns:
+        How many were left out.
+
+    Raises:
+        ConfigError: A pattern matches nothing, or nothing is left to train.
+    """
+    parameters = list(named_parameters)
+    names = [name for name, _ in parameters]
+    problems = [
+        f"optim.freeze has {pattern!r}, which matches no parameter; there are, for example, {names[0]} and {names[-1]}"
+        for pattern in patterns
+        if not fnmatch.filter(names, pattern)
+    ]
+    frozen = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+    if len(frozen) == len(names):
+        problems.append("optim.freeze leaves nothing to train")
+    if problems:
+        raise ConfigError(problems)
+    for name, parameter in parameters:
+        if name in frozen:
+            parameter.requires_grad_(False)
+    return len(frozen)
 
 
 def parameter_groups(named_parameters: Iterable[tuple[str, torch.nn.Parameter]], config: OptimConfig) -> list[dict[str, Any]]:

@@ -8,19 +8,24 @@ import fcntl
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import yaml
 
-from moss_train.config import StageConfig
-from moss_train.errors import DataError, DiskFullError, MossTrainError, UsageError
+from moss_train import files
+from moss_train.config import Resume, StageConfig
+from moss_train.errors import DataError, DiskFullError, LostRankError, MossTrainError, OutOfMemoryError, PreemptedError, UsageError
 from moss_train.train import engine as distributed
+from moss_train.train import manifest
+from moss_train.train.interrupt import StopRequest
 from moss_train.train.tracking import resident_gib, setup_logging
+from moss_train.train.watchdog import Watchdog
 
 _log = logging.getLogger("moss_train")
 _Result = TypeVar("_Result")
@@ -29,7 +34,7 @@ LOCK = "run.lock"
 """Held by the run that writes in a directory; also the sign that the directory is a run's."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """A run under way."""
 
@@ -37,6 +42,28 @@ class Run:
     dir: Path
     config: dict[str, Any]
     """The resolved configuration, as plain values."""
+    stop: StopRequest
+    resumes: bool = False
+    """Whether the directory has checkpoints to go on from."""
+    watchdog: Watchdog | None = None
+    verified: manifest.Verified = field(default_factory=manifest.Verified)
+    """Which of its checkpoints were found good."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where its training checkpoints are."""
+        return self.dir / "checkpoints"
+
+    def beat(self, doing: str) -> None:
+        """Tells that this rank makes progress, and with what."""
+        if self.watchdog is not None:
+            self.watchdog.beat(doing)
+
+    def write_config(self) -> None:
+        """Writes config.yaml, on rank 0."""
+        if distributed.rank() == 0:
+            content = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+            files.replace_content(self.dir / "config.yaml", content.encode())
 
     def log(self, message: str) -> None:
         """Says something once, on rank 0."""
@@ -47,6 +74,7 @@ class Run:
         """Runs `work` on every rank and raises on all of them when it fails on any, so that none waits for one that is gone."""
         error: Exception | None = None
         result: _Result | None = None
+        self.beat(getattr(work, "__name__", "working"))
         try:
             result = work()
         except Exception as caught:
@@ -78,7 +106,7 @@ class FailedElsewhereError(MossTrainError):
         self.exit_code = exit_code
 
 
-def _describe(error: Exception) -> tuple[int, str]:
+def _describe(error: BaseException) -> tuple[int, str]:
     return getattr(error, "exit_code", 1), str(error) if isinstance(error, MossTrainError) else f"{type(error).__name__}: {error}"
 
 
@@ -86,48 +114,88 @@ def _describe(error: Exception) -> tuple[int, str]:
 def open_run(config: StageConfig, stage: str) -> Iterator[Run]:
     """Joins the process group and opens the run directory; on leaving, the outcome is in status.json.
 
-    An earlier run in the directory is moved aside to `<dir>.1`, `<dir>.2`, ...: nothing is overwritten.
+    A run found in the directory is gone on with where it has checkpoints and `run.resume` allows it; else it is moved aside to `<dir>.1`,
+    `<dir>.2`, ...: nothing is overwritten.
+
+    Raises:
+        MossTrainError: What ended the run, on every rank; on those that did not meet it themselves, with its message and code.
     """
     distributed.start()
-    directory = Path(config.run.dir or "").absolute()
-    shown = Path(config.run.dir or "")
-    values = plain(asdict(config))
+    directory = Path(config.run.dir or "")
     main_rank = distributed.rank() == 0
-    run = Run(stage, shown, values)
-    opened = run.together(lambda: _open_directory(directory, values) if main_rank else None)
+    run = Run(stage, directory, plain(asdict(config)), StopRequest())
+    opened = run.together(lambda: _open_directory(directory.absolute(), config.run.resume is Resume.auto) if main_rank else None)
+    run.resumes = distributed.gather(opened is not None and opened.resumes)[0]
     setup_logging(directory, main_rank, distributed.rank())
     if opened is not None and opened.moved is not None:
-        run.log(f"the run that was in {shown} is now in {opened.moved.name}, beside it")
+        run.log(f"the run that was in {directory} is now in {opened.moved.name}, beside it")
+    if not run.resumes:
+        run.together(run.write_config)
     started = time.time()
-    code, message = 1, "ended by an error of the program"
+
+    def write_outcome(code: int | None, message: str) -> None:
+        if not main_rank:
+            return
+        outcome = {
+            "stage": stage,
+            "state": {None: "running", 0: "finished", PreemptedError.exit_code: "preempted"}.get(code, "failed"),
+            "exit_code": code,
+            "message": message,
+            "seconds": round(time.time() - started, 1),
+            "finished": code == 0,
+            # Of this process: at the end, what a sweep would carry into its next job.
+            "resident_gib": round(resident_gib(), 4),
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+        }
+        try:
+            files.replace_content(directory.absolute() / "status.json", (json.dumps(outcome, indent=1, ensure_ascii=False) + "\n").encode())
+        except OSError as error:
+            _log.warning(f"status.json could not be written ({error}); the run ended with exit code {code}: {message}")
+
+    write_outcome(None, "the run is under way, or its processes were killed")
+    run.watchdog = watchdog = Watchdog(directory.absolute(), config.train.hang_seconds, run.stop, write_outcome)
+    run.stop.install()
     try:
         yield run
-        code, message = 0, "finished"
-    except MossTrainError as error:
-        code, message = error.exit_code, str(error)
-        raise
-    except KeyboardInterrupt:
-        code, message = 130, "stopped by Ctrl-C"
-        raise
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        raise
+        watchdog.close()
+        write_outcome(0, "finished")
+    except BaseException as error:
+        ending = _explain(error, watchdog)
+        watchdog.fail(getattr(ending, "exit_code", 1), str(ending) if isinstance(ending, MossTrainError) else _describe(ending)[1])
+        if ending is error:
+            raise
+        raise ending from error
     finally:
-        if main_rank:
-            outcome = {
-                "stage": stage,
-                "exit_code": code,
-                "message": message,
-                "seconds": round(time.time() - started, 1),
-                "finished": code == 0,
-                # Of this process when the run is over: what a sweep would carry into its next job.
-                "resident_gib": round(resident_gib(), 4),
-            }
-            partial = directory / "status.json.tmp"
-            partial.write_text(json.dumps(outcome, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(partial, directory / "status.json")
-            if opened is not None:
-                opened.lock.close()
+        run.stop.uninstall()
+        if opened is not None:
+            opened.lock.close()
+
+
+# What libraries say when a peer has left or no memory is left; they have no exception types of their own for it.
+_PEER_LEFT = ("connection closed by peer", "connection reset", "connection refused", "broken pipe", "nccl", "gloo", "timed out waiting")
+_NO_MEMORY = ("can't allocate memory", "out of memory", "cannot allocate memory")
+
+
+def _explain(error: BaseException, watchdog: Watchdog) -> BaseException:
+    """The error that a run ends with: the cause where `error` is only a consequence, and ours where a library's has a meaning."""
+    if isinstance(error, MossTrainError):
+        return error
+    text = f"{type(error).__name__}: {error}".lower()
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)):
+        first_line = str(error).splitlines()[0] if str(error) else "no memory is left"
+        return OutOfMemoryError(
+            f"rank {distributed.rank()} has no memory left after: {watchdog.doing} ({first_line}). Lower train.micro_batch_size (the "
+            "global batch stays the same) or data.seq_len, set model.recompute=true, or choose deepspeed=zero3_offload. The newest "
+            "checkpoint is untouched"
+        )
+    if isinstance(error, RuntimeError) and any(words in text for words in _PEER_LEFT):
+        cause = watchdog.failure(wait_seconds=8.0)
+        return cause or LostRankError(
+            f"rank {distributed.rank()} lost its connection to another rank after: {watchdog.doing} ({str(error).splitlines()[0]}). The "
+            "newest checkpoint is untouched; the same command goes on from it"
+        )
+    return watchdog.failure() or error if isinstance(error, Exception) else error
 
 
 def plain(value: Any) -> Any:
@@ -147,27 +215,30 @@ class _Opened:
 
     lock: IO[str]
     moved: Path | None
+    resumes: bool
 
 
-def _open_directory(directory: Path, values: dict[str, Any]) -> _Opened:
-    """Makes the run directory, with config.yaml in it; what an earlier run left there is moved aside.
+def _open_directory(directory: Path, resume: bool) -> _Opened:
+    """Takes the run directory: to go on with the run in it, or empty, what was there moved aside.
 
     Raises:
         UsageError: It cannot be written, or another run is writing there.
         DiskFullError: No space left.
     """
     try:
-        moved = _move_aside(directory)
+        resumes = resume and bool(manifest.committed(directory / "checkpoints"))
+        moved = None if resumes else _move_aside(directory)
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / LOCK).open("w", encoding="utf-8")
         if not _try_lock(lock):
-            raise UsageError(f"another run is writing in run.dir={directory}; name another directory")
-        (directory / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+            raise UsageError(f"another run is writing in run.dir={directory}; name another directory, or wait until it has ended")
+        # The lock is ours: what is unfinished there is left over from a crash.
+        manifest.clean(directory / "checkpoints")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if files.is_disk_full(error):
             raise DiskFullError(f"no space is left for run.dir={directory}; free some, or name another place") from error
         raise UsageError(f"run.dir={directory} cannot be written: {error.strerror}; name another directory") from error
-    return _Opened(lock, moved)
+    return _Opened(lock, moved, resumes)
 
 
 def _try_lock(file: IO[str]) -> bool:
@@ -175,16 +246,20 @@ def _try_lock(file: IO[str]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        # Some network file systems have no locks; there, two runs in one directory are the user's to avoid.
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
     return True
 
 
 def _move_aside(directory: Path) -> Path | None:
     """Renames a directory that holds a run which is over. One that does not (a sweep's own folder, a user's project) is left as it is."""
-    if not (directory / "config.yaml").is_file() or not (directory / LOCK).is_file():
+    if not (directory / LOCK).is_file() or not ((directory / "config.yaml").is_file() or (directory / "status.json").is_file()):
         return None
     with (directory / LOCK).open("a", encoding="utf-8") as lock:
         if not _try_lock(lock):
-            raise UsageError(f"another run is writing in run.dir={directory}; name another directory")
+            raise UsageError(f"another run is writing in run.dir={directory}; name another directory, or wait until it has ended")
     number = 1
     while (target := directory.with_name(f"{directory.name}.{number}")).exists():
         number += 1

@@ -17,9 +17,12 @@ import torch
 from moss_train.artifacts import lineage
 from moss_train.config import ExportDtype, StageConfig
 from moss_train.data.loader import StepPlan
+from moss_train.errors import NonFiniteError, PreemptedError
+from moss_train.train import checkpoint, loop
 from moss_train.train import engine as distributed
-from moss_train.train import loop
-from moss_train.train.optim import learning_rate
+from moss_train.train.guard import SpikeGuard
+from moss_train.train.optim import freeze, learning_rate
+from moss_train.train.resume import Saver, check_identity, finished_metrics, identity_of, progress_of, say_what_rounds_otherwise
 from moss_train.train.run import Run
 from moss_train.train.tracking import Tracker
 
@@ -40,7 +43,8 @@ PEAK_FLOPS = {
 class StageData:
     """The rows of a stage, ready for the loop."""
 
-    step_batches: Callable[[int], Sequence[Any]]
+    batches: Callable[[int, int], Sequence[Any]]
+    """(number of a step's first sample, number of samples of the whole run) -> this rank's micro-batches of that step."""
     rows: int
     """Of one epoch."""
     valid: Mapping[str, Sequence[Any]]
@@ -50,42 +54,63 @@ class StageData:
     """What a batch's weight counts, as in metrics.jsonl."""
     mean_context: float
     """Keys a token attends to, on average, its own included."""
+    fingerprint: str
+    """Of the training rows: equal ones are the same samples in the same order."""
+    tokenizer_fingerprint: str
+    write_tokenizer: Callable[[Path], Any]
+    """Writes the tokenizer's files into a directory."""
+    origins: Callable[[int], list[str]]
+    """Number of a sample -> where its records came from, as `file:line`."""
     details: dict[str, Any] = field(default_factory=dict)
     """For the lineage: what shaped the rows."""
 
 
-def total_samples(config: StageConfig, rows: int) -> int:
-    """Samples of the run: whole steps, or a number of epochs, which may end in the middle of one (at least one sample)."""
+@dataclass(frozen=True)
+class Length:
+    """Where a run ends."""
+
+    steps: int
+    samples: int
+    """Number of the first sample that is not used; the last step may be partly filled."""
+
+
+def run_length(config: StageConfig, rows: int, done: loop.Progress | None = None) -> Length:
+    """The end of a run: after whole steps, or after a number of epochs, which may be in the middle of a step (at least one sample)."""
+    steps, samples = (done.step, done.samples) if done is not None else (0, 0)
+    size = config.train.global_batch_size
     if config.train.steps is not None:
-        return config.train.steps * config.train.global_batch_size
-    return max(1, round((config.train.epochs or 0) * rows))
-
-
-def total_steps(config: StageConfig, rows: int) -> int:
-    """Optimizer steps of the run; the last one may be partly filled."""
-    return math.ceil(total_samples(config, rows) / config.train.global_batch_size)
+        return Length(config.train.steps, samples + max(0, config.train.steps - steps) * size)
+    last = max(1, round((config.train.epochs or 0) * rows))
+    return Length(steps + math.ceil(max(0, last - samples) / size), last)
 
 
 Export = Callable[[Iterable[tuple[str, torch.Tensor | None]], Any, str, lineage.Lineage], str | None]
 """Writes whole parameters, the model's configuration, the name of a number format and the lineage; see `artifacts.export.write_export`."""
+BuildModel = Callable[[Path | None], torch.nn.Module]
+"""Makes the model, with the weights of a directory, or with those the stage starts from. Called on every rank while parameters are being
+divided over ranks as they are made."""
 
 
 def train_stage(
-    run: Run, config: StageConfig, build_model: Callable[[], torch.nn.Module], data: StageData, export: Export
+    run: Run, config: StageConfig, build_model: BuildModel, data: StageData, export: Export, saved: checkpoint.Saved | None
 ) -> dict[str, float]:
-    """Trains, evaluates and exports one model.
+    """Trains, evaluates and exports one model, from the beginning or from a checkpoint.
 
     Args:
         run: The open run.
         config: Its configuration.
-        build_model: Makes the model; called on every rank while parameters are being divided over ranks as they are made.
+        build_model: Makes the model.
         data: Rows and where they came from.
         export: Called at the end on every rank, with `out` already settled.
+        saved: From `find_checkpoint`.
 
     Returns:
         The last metrics on validation data, or on the last training step where there is none.
+
+    Raises:
+        ResumeError: Something differs from the checkpoint that must not.
+        PreemptedError: Asked to stop; a checkpoint is saved.
     """
-    steps = total_steps(config, data.rows)
     plan = StepPlan(config.train.global_batch_size, config.train.micro_batch_size, distributed.world_size())
     ds_config = distributed.deepspeed_config(
         config.deepspeed, config.train.precision, plan.micro_batch_size, plan.accumulation, config.optim.clip
@@ -93,37 +118,61 @@ def train_stage(
     parents = run.together(
         lambda: [lineage.parent_of(Path(config.init_from), "init")] if config.init_from and distributed.rank() == 0 else []
     )
+    progress = loop.Progress(guard=SpikeGuard(config.train.spike_sigmas))
+    if saved is not None:
+        progress = progress_of(saved.state, config.train.spike_sigmas)
+    length = run_length(config, data.rows, progress)
+    identity = distributed.gather(identity_of(config, length.steps, data, parents))[0]
+    if saved is not None:
+        check_identity(saved, identity, config.run.allow_changes, run)
+        run.together(run.write_config)
+        metrics = finished_metrics(run, config, progress, length)
+        if metrics is not None:
+            return metrics
     with distributed.building(ds_config):
-        model = run.together(build_model)
+        # What is frozen is not in the checkpoint.
+        weights = saved.path if saved is not None and not saved.state.frozen else None
+        model = run.together(partial(build_model, weights))
+    if config.optim.freeze:
+        run.log(f"frozen: {freeze(model.named_parameters(), config.optim.freeze)} of {len(list(model.parameters()))} parameters")
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     run.log(
         f"{parameters:,} parameters | {distributed.world_size()} ranks on {distributed.device().type} "
         f"| ZeRO-{ds_config['zero_optimization']['stage']} | {config.train.precision.value} "
-        f"| {steps} steps of {config.train.global_batch_size} rows"
+        f"| {length.steps} steps of {config.train.global_batch_size} rows"
     )
     engine = distributed.initialize(model, ds_config, config.optim)
+    if saved is not None:
+        run.together(partial(checkpoint.restore, engine, saved, run.beat))
+        run.log(f"going on from {saved.path}: step {progress.step} of {length.steps}, sample {progress.samples}")
+        say_what_rounds_otherwise(run, engine, saved)
     flops_per_token = training_flops_per_token(model.config, parameters, data.mean_context)
-    seen, last = _train(run, config, engine, data, steps, flops_per_token)
-    if config.export.enabled:
-        record = lineage.Lineage(
-            kind="export",
+
+    def record(kind: str, origins: list[lineage.Parent], metrics: dict[str, float]) -> lineage.Lineage:
+        return lineage.Lineage(
+            kind=kind,
             stage=run.stage,
-            parents=parents,
+            parents=[*origins, *parents],
             data=data.sources,
             config=run.config,
-            tokens_seen=int(seen["tokens"]),
-            supervised_tokens=int(seen["weight"]),
-            flops=float(seen["tokens"]) * flops_per_token,
+            tokens_seen=progress.tokens,
+            supervised_tokens=int(progress.weight),
+            flops=progress.tokens * flops_per_token,
             flops_formula=FLOPS_FORMULA,
-            metrics=last,
-            details={"parameters": parameters, "world_size": distributed.world_size(), **data.details},
+            metrics=metrics,
+            details={"parameters": parameters, "world_size": distributed.world_size(), "step": progress.step, **data.details},
         )
+
+    saver = Saver(run, config, engine, progress, identity, data, partial(record, "checkpoint", [], {}), saved)
+    last = _train(run, config, engine, data, plan, length, flops_per_token, progress, saver, resumed=saved is not None)
+    if config.export.enabled:
         trained = config.train.precision.value
         dtype = trained if config.export.dtype is ExportDtype.auto else config.export.dtype.value
         whole = distributed.full_parameters(engine, master_weights=dtype != trained)
-        identity = run.together(lambda: export(whole, model.config, dtype, record))
+        source = [lineage.Parent("source", saver.last_id, saver.last_path.name)] if saver.last_path is not None else []
+        identity_of_export = run.together(lambda: export(whole, model.config, dtype, record("export", source, last)))
         out = run.dir / "export"
-        run.log(f"\nexported to {out} ({identity})")
+        run.log(f"\nexported to {out} ({identity_of_export})")
         run.log(f'try it:      python scripts/generate.py model={out} prompt="..."')
         run.log(f'or anywhere: AutoModelForCausalLM.from_pretrained("{out}")')
     distributed.release(engine)
@@ -131,52 +180,102 @@ def train_stage(
 
 
 def _train(
-    run: Run, config: StageConfig, engine: Any, data: StageData, steps: int, flops_per_token: float
-) -> tuple[dict[str, float], dict[str, float]]:
-    """The loop with its reports; returns what was seen, as `tokens` and `weight`, and the last metrics."""
+    run: Run,
+    config: StageConfig,
+    engine: Any,
+    data: StageData,
+    plan: StepPlan,
+    length: Length,
+    flops_per_token: float,
+    progress: loop.Progress,
+    saver: Saver,
+    resumed: bool,
+) -> dict[str, float]:
+    """The loop with its reports; returns the last metrics."""
     tracker = None
     if distributed.rank() == 0:
         tracker = Tracker(
             config.tracking,
             run.dir,
-            steps,
+            length.steps,
             config.train.log_every,
             data.weight_name,
             run.config,
             peak_flops=peak_flops(),
             flops_per_token=flops_per_token,
+            resumed_step=progress.step if resumed else None,
+            tokens_seen=progress.tokens,
         )
-    if config.train.eval_every and not data.valid:
-        run.log(f"no validation data: train.eval_every={config.train.eval_every} has nothing to evaluate; set data.valid or data.holdout")
+    eval_every = config.train.eval_every
+    if eval_every and not data.valid:
+        run.log(f"no validation data: train.eval_every={eval_every} has nothing to evaluate; set data.valid or data.holdout")
     last: dict[str, float] = {}
-    seen = {"tokens": 0.0, "weight": 0.0}
 
     def evaluate() -> dict[str, float]:
         return {
             f"{name}/{metric}": value
             for name, batches in data.valid.items()
-            for metric, value in loop.evaluate_batches(engine, batches).items()
+            for metric, value in loop.evaluate_batches(engine, batches, actions).items()
         }
 
     def report(done: loop.StepReport) -> None:
-        seen["tokens"] += done.tokens
-        seen["weight"] += done.weight
         last.clear()
         last.update(done.evaluations or {f"train/{name}": value for name, value in done.metrics.items()})
         if tracker is not None:
             tracker.step(done)
 
-    plan = loop.Plan(steps, config.train.eval_every, partial(learning_rate, config.optim, total_steps=steps))
+    actions = loop.Actions(evaluate, saver.save, report, lambda: run.stop.reason is not None, run.beat)
+    steps = loop.Plan(
+        length.steps,
+        config.train.global_batch_size,
+        eval_every,
+        config.train.save_every,
+        partial(learning_rate, config.optim, total_steps=length.steps),
+        config.run.seed,
+        config.run.stop_after,
+    )
+    run.stop.at_once = False
+    finished = False
     try:
-        if config.train.eval_at_start and data.valid:
-            before = evaluate()
+        # A run that was killed between saving and evaluating still owes the evaluation.
+        due = progress.step == length.steps or (eval_every and progress.step and progress.step % eval_every == 0)
+        owed = distributed.gather(resumed and due and tracker is not None and not tracker.has_evaluation(progress.step))[0]
+        if data.valid and (owed or (config.train.eval_at_start and not resumed)):
+            last.update(evaluate())
             if tracker is not None:
-                tracker.evaluation(0, before)
-        loop.fit(engine, data.step_batches, evaluate, plan, report)
+                tracker.evaluation(progress.step, last)
+        elif resumed and tracker is not None:
+            last.update(tracker.last_metrics)
+        finished = loop.fit(engine, lambda first: data.batches(first, length.samples), steps, progress, actions)
+    except loop.StopAskedError:
+        saver.save()
+    except loop.NonFiniteStepError as error:
+        raise _name_records(error, plan, progress, data, length) from error
     finally:
         if tracker is not None:
             tracker.close()
-    return seen, dict(last)
+    if not finished:
+        reasons = [reason for reason in distributed.gather(run.stop.reason) if reason]
+        why = reasons[0] if reasons else f"run.stop_after={config.run.stop_after}"
+        raise PreemptedError(
+            f"{why}: saved {saver.last_path} at step {progress.step} of {length.steps}; the same command goes on from there"
+        )
+    return dict(last)
+
+
+def _name_records(
+    error: loop.NonFiniteStepError, plan: StepPlan, progress: loop.Progress, data: StageData, length: Length
+) -> NonFiniteError:
+    """What a user needs to know of a step that is not finite; a collective."""
+    numbers = plan.sample_numbers(progress.samples, distributed.rank())
+    mine = [origin for micro in error.suspects for number in numbers[micro] if number < length.samples for origin in data.origins(number)]
+    found = list(dict.fromkeys(origin for part in distributed.gather(mine) for origin in part))
+    shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    return NonFiniteError(
+        f"step {error.step}: the loss is {error.loss}, the gradient norm {error.grad_norm}. The update was not applied; the weights are "
+        f"those of the step before, and the newest checkpoint is untouched. Records of the micro-batches concerned: {shown}. Look at "
+        "them, lower optim.lr, or lengthen optim.warmup"
+    )
 
 
 FLOPS_FORMULA = "tokens * (6 * parameters without the input embedding + 12 * layers * hidden_size * mean context)"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from moss_train.config import TrackingConfig, WandbMode
+from moss_train.files import replace_content
 from moss_train.train.loop import StepReport
 
 _log = logging.getLogger("moss_train")
@@ -56,6 +57,8 @@ class Tracker:
         resolved: The configuration, for Weights & Biases.
         peak_flops: Of all ranks together, or None where the device is not in the table.
         flops_per_token: Training FLOPs a token, or None where not known.
+        resumed_step: Where the run goes on; what metrics.jsonl has of later steps, which will be trained again, is dropped.
+        tokens_seen: Before this start.
     """
 
     def __init__(
@@ -68,23 +71,24 @@ class Tracker:
         resolved: dict[str, Any],
         peak_flops: float | None = None,
         flops_per_token: float | None = None,
+        resumed_step: int | None = None,
+        tokens_seen: int = 0,
     ):
         self.run_dir = run_dir
         self.total_steps = total_steps
         self.log_every = log_every
         self.weight_name = weight_name
         self.peak_flops, self.flops_per_token = peak_flops, flops_per_token
-        self.tokens_seen = 0
-        self.weight_seen = 0.0
+        self.tokens_seen = tokens_seen
+        self._earlier = [] if resumed_step is None else _keep_events(run_dir / "metrics.jsonl", resumed_step)
         self._seconds: list[float] = []
         self._metrics: TextIO = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self._wandb = _start_wandb(config, run_dir, resolved)
-        self._bar = _start_bar(total_steps)
+        self._bar = _start_bar(total_steps, resumed_step or 0)
 
     def step(self, report: StepReport) -> None:
         """Reports one optimizer step."""
         self.tokens_seen += report.tokens
-        self.weight_seen += report.weight
         self._seconds = [*self._seconds[-19:], report.seconds]
         event = {f"train/{name}": value for name, value in report.metrics.items()} | {
             "train/grad_norm": report.grad_norm,
@@ -95,6 +99,12 @@ class Tracker:
             "perf/step_seconds": report.seconds,
             "perf/memory_gib": memory_gib(),
         }
+        if report.skipped:
+            event["train/skipped"] = 1.0
+            _log.warning(
+                f"step {report.step}: the loss {report.metrics['loss']:.4f} is far above that of the steps before; the update is left out "
+                "(train.spike_sigmas)"
+            )
         if self.peak_flops and self.flops_per_token:
             event["perf/mfu"] = report.tokens * self.flops_per_token / report.seconds / self.peak_flops
         self._write(report.step, event)
@@ -109,6 +119,19 @@ class Tracker:
         """Reports metrics on validation data, named `<set>/<metric>`."""
         self._write(step, {f"eval/{name}": value for name, value in metrics.items()})
         _log.info(f"eval {step}/{self.total_steps} | " + " | ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether metrics.jsonl had an evaluation of this step when the run was resumed."""
+        return any(event["step"] == step and any(name.startswith("eval/") for name in event) for event in self._earlier)
+
+    @property
+    def last_metrics(self) -> dict[str, float]:
+        """The last evaluation before the run was resumed; empty where there is none."""
+        for event in reversed(self._earlier):
+            found = {name.removeprefix("eval/"): value for name, value in event.items() if name.startswith("eval/")}
+            if found:
+                return found
+        return {}
 
     def close(self) -> None:
         """Ends reporting and draws the loss."""
@@ -154,6 +177,22 @@ class Tracker:
             except Exception as error:
                 _log.warning(f"Weights & Biases is away ({error}); the run goes on, metrics.jsonl has everything")
                 self._wandb = None
+
+
+def _keep_events(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Drops what metrics.jsonl says of steps after `last_step`, and a line that a crash cut off; returns what is left."""
+    if not path.is_file():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and event.get("step", last_step + 1) <= last_step:
+            kept.append(event)
+    replace_content(path, "".join(json.dumps(event) + "\n" for event in kept).encode())
+    return kept
 
 
 def memory_gib() -> float:
@@ -220,7 +259,7 @@ def _start_wandb(config: TrackingConfig, run_dir: Path, resolved: dict[str, Any]
         return None
 
 
-def _start_bar(total_steps: int) -> Any:
+def _start_bar(total_steps: int, done: int) -> Any:
     if not sys.stdout.isatty():
         return None
     from rich.console import Console
@@ -229,7 +268,7 @@ def _start_bar(total_steps: int) -> Any:
     bar = Progress(
         TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(file=sys.stdout), transient=True
     )
-    bar.add_task("training", total=total_steps)
+    bar.add_task("training", total=total_steps, completed=done)
     bar.start()
     return bar
 

@@ -70,7 +70,7 @@ def test_rows_hold_every_document_and_the_counts_are_right(dataset: RowDataset) 
 def test_any_number_of_ranks_takes_the_same_samples_in_a_step(dataset: RowDataset, world_size: int, micro: int) -> None:
     plan = StepPlan(48, micro, world_size)
     for step in (0, 1, 7):
-        ranks = [step_batches(dataset, step, plan, rank) for rank in range(world_size)]
+        ranks = [step_batches(dataset, step * 48, plan, rank) for rank in range(world_size)]
         taken = [row for micro_step in range(plan.accumulation) for batches in ranks for row in rows_of(batches[micro_step])]
         numbers = range(step * 48, step * 48 + 48)
         expected = [sample_index(dataset.fingerprint, 5, number, len(dataset))[1] for number in numbers]
@@ -79,14 +79,16 @@ def test_any_number_of_ranks_takes_the_same_samples_in_a_step(dataset: RowDatase
 
 def test_an_epoch_holds_every_row_once_across_steps(dataset: RowDataset) -> None:
     plan, rows = StepPlan(4, 2, 2), len(dataset)
-    taken = [row for step in range(rows) for rank in (0, 1) for batch in step_batches(dataset, step, plan, rank) for row in rows_of(batch)]
+    taken = [
+        row for step in range(rows) for rank in (0, 1) for batch in step_batches(dataset, step * 4, plan, rank) for row in rows_of(batch)
+    ]
     everything = sorted(tuple(dataset.row(index).input_ids.tolist()) for index in range(rows))
     assert sorted(taken) == sorted(everything * 4), "4 rows a step for as many steps as there are rows is four epochs"
 
 
 def test_places_after_the_last_sample_weigh_nothing(dataset: RowDataset) -> None:
     plan = StepPlan(8, 2, 2)
-    batches = [[step_batches(dataset, 1, plan, rank, last_sample=11) for rank in (0, 1)][rank] for rank in (0, 1)]
+    batches = [[step_batches(dataset, 8, plan, rank, last_sample=11) for rank in (0, 1)][rank] for rank in (0, 1)]
     assert [[len(rank) for rank in batches], plan.accumulation] == [[2, 2], 2]
     shown = [row != () for micro in range(2) for rank in range(2) for row in rows_of(batches[rank][micro])]
     assert shown == [True] * 3 + [False] * 5

@@ -1,0 +1,157 @@
+"""Files that a crash cannot leave half-written: content reaches the disk before its name does.
+
+Standard library only, so that tools which look at files start at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+TRASH_PREFIX = ".trash-"
+"""Directories on their way out; whoever finds one may finish the removal."""
+
+_PIECE = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+class HashedFile:
+    """A new file that is hashed as it is written, so that no byte has to be read again.
+
+    Args:
+        path: Must not exist.
+    """
+
+    def __init__(self, path: Path):
+        self._file = path.open("xb", buffering=0)
+        self._digest = hashlib.sha256()
+        self._bytes = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Appends `data`.
+
+        Raises:
+            OSError: It did not fit; the file is incomplete.
+        """
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), _PIECE):
+            piece = view[start : start + _PIECE]
+            self._digest.update(piece)
+            while len(piece):
+                written = write_piece(self._file.fileno(), piece)
+                self._bytes += written
+                piece = piece[written:]
+
+    def close(self) -> FileEntry:
+        """Waits until the content is on disk, and says what it is."""
+        sync(self._file.fileno())
+        self._file.close()
+        return FileEntry(self._bytes, self._digest.hexdigest())
+
+    def abandon(self) -> None:
+        """Closes a file that will not be used."""
+        self._file.close()
+
+
+# What changes a disk goes through these four names.
+def write_piece(descriptor: int, piece: memoryview) -> int:
+    """Writes some of `piece`; returns how many bytes."""
+    return os.write(descriptor, piece)
+
+
+def sync(descriptor: int) -> None:
+    """Waits until a file or directory is on disk."""
+    os.fsync(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Gives a file or directory its name; what had it before is replaced in the same instant."""
+    os.replace(source, target)
+
+
+def remove(path: Path) -> None:
+    """Removes a file."""
+    path.unlink()
+
+
+def sync_directory(directory: Path) -> None:
+    """Waits until the names in a directory are on disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_new(path: Path, content: bytes) -> FileEntry:
+    """Writes a whole new file and waits for the disk."""
+    file = HashedFile(path)
+    try:
+        file.write(content)
+    except BaseException:
+        file.abandon()
+        raise
+    return file.close()
+
+
+def replace_content(path: Path, content: bytes) -> None:
+    """Replaces a file in one step: a reader, or a crash, sees the old content or the new."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial.unlink(missing_ok=True)
+    try:
+        write_new(partial, content)
+        rename(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def remove_directory(directory: Path) -> None:
+    """Takes a directory out of sight first, then removes it: it is never seen with some of its files."""
+    trash = directory.with_name(f"{TRASH_PREFIX}{directory.name}-{uuid.uuid4().hex[:8]}")
+    rename(directory, trash)
+    sync_directory(directory.parent)
+    empty_trash(trash)
+
+
+def empty_trash(directory: Path) -> None:
+    """Removes a directory that nobody reads any more; what cannot be removed now is left for the next time."""
+    for folder, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            try:
+                remove(Path(folder, name))
+            except OSError:
+                continue
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def hash_file(path: Path, progress: Callable[[], None] | None = None) -> FileEntry:
+    """Size and sha256 of a file, read in pieces; `progress` is called after each."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            size += len(piece)
+            if progress is not None:
+                progress()
+    return FileEntry(size, digest.hexdigest())
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error means that no space or no quota is left; safetensors tells it in words only."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(f"os error {number})" in str(error) for number in full)
