@@ -218,7 +218,7 @@ class TrainConfig:
     save_every: int = 500
     """Steps between checkpoints; 0 saves at the end only. A request to stop saves too."""
     keep: int = 2
-    """Good checkpoints to keep, the newest ones; each takes 12 bytes a parameter."""
+    """Good checkpoints to keep, the newest ones; each takes 12 bytes a parameter. 0 saves none: nothing can be gone on with."""
     spike_sigmas: float = 6.0
     """A step whose loss is this many standard deviations above that of the 128 before does not change the weights; 0: never."""
     hang_seconds: float = 1800.0
@@ -236,8 +236,8 @@ class TrainConfig:
         for key in ("eval_every", "save_every"):
             if getattr(self, key) < 0:
                 found.append(f"train.{key} is {getattr(self, key)}; expected zero (only at the end) or more")
-        if self.keep < 1:
-            found.append(f"train.keep is {self.keep}; expected one or more")
+        if self.keep < 0:
+            found.append(f"train.keep is {self.keep}; expected zero (no checkpoints) or more")
         if self.spike_sigmas < 0:
             found.append(f"train.spike_sigmas is {self.spike_sigmas}; expected zero (no guard) or more")
         if self.hang_seconds <= 0:

@@ -133,7 +133,7 @@ class Saver:
 
     def save(self) -> None:
         """Commits a checkpoint of where the run is, and removes the ones that are too many."""
-        if self._saved_step == self._progress.step:
+        if self._saved_step == self._progress.step or not self._keep:
             return
         started = time.perf_counter()
         progress = self._progress

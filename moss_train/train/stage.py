@@ -257,9 +257,8 @@ def _train(
     if not finished:
         reasons = [reason for reason in distributed.gather(run.stop.reason) if reason]
         why = reasons[0] if reasons else f"run.stop_after={config.run.stop_after}"
-        raise PreemptedError(
-            f"{why}: saved {saver.last_path} at step {progress.step} of {length.steps}; the same command goes on from there"
-        )
+        saved = f"saved {saver.last_path}" if config.train.keep else "nothing is saved, as train.keep=0 asks,"
+        raise PreemptedError(f"{why}: {saved} at step {progress.step} of {length.steps}; the same command goes on from there")
     return dict(last)
 
 

@@ -25,7 +25,8 @@ from moss_train.data.loader import RowDataset
 from moss_train.data.packing import IGNORE_INDEX
 from moss_train.data.render import render_all
 from moss_train.data.tokenizer import MossTokenizer
-from tests.launch import deepspeed, metrics, succeeded
+from tests.forked import forked
+from tests.launch import metrics, succeeded
 
 SEQ_LEN = 2048
 
@@ -55,7 +56,7 @@ def train(data: Path, run_dir: Path, steps: int, eval_every: int, *overrides: st
         "train.global_batch_size=8",
         *overrides,
     ]
-    succeeded(deepspeed(2, "scripts/sft.py", *arguments, timeout=3000))
+    succeeded(forked(2, "scripts/sft.py", *arguments, timeout=3000))
     events = metrics(run_dir)
     tokenizer = MossTokenizer.load(run_dir / "export")
     counts = {name: supervised_counts(data / f"{name}.jsonl", tokenizer) for name in ("train", "dev")}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.launch import deepspeed, losses, succeeded
+from tests.forked import forked
+from tests.launch import losses, succeeded
 
 # name -> ranks, rows per forward; always 8 rows an optimizer step.
 LAYOUTS = {"1 rank x 8": (1, 8), "1 rank, 8 times 1": (1, 1), "2 ranks x 4": (2, 4), "2 ranks, 2 times 2": (2, 2)}
@@ -26,7 +27,7 @@ def train(folder: Path, layout: str, *overrides: str) -> Path:
     ranks, rows = LAYOUTS[layout]
     run_dir = folder / layout.replace(" ", "_")
     arguments = [*COMMON, f"run.dir={run_dir}", f"train.micro_batch_size={rows}", *overrides]
-    succeeded(deepspeed(ranks, "tests/programs/capture_gradients.py", str(folder / f"{run_dir.name}.pt"), *arguments))
+    succeeded(forked(ranks, "tests/programs/capture_gradients.py", str(folder / f"{run_dir.name}.pt"), *arguments))
     return run_dir
 
 

@@ -14,7 +14,8 @@ import torch
 
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.model.loading import load_model
-from tests.launch import deepspeed, run, succeeded
+from tests.forked import forked
+from tests.launch import run, succeeded
 
 STOCK = """
 import json, sys, torch
@@ -44,7 +45,7 @@ torch.save({
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of a short two-rank ZeRO-3 run."""
     run_dir = tmp_path_factory.mktemp("export") / "run"
-    succeeded(deepspeed(2, "scripts/sft.py", "+config=tiny_sft", f"run.dir={run_dir}", "train.steps=3", "train.eval_at_start=false"))
+    succeeded(forked(2, "scripts/sft.py", "+config=tiny_sft", f"run.dir={run_dir}", "train.steps=3", "train.eval_at_start=false"))
     return run_dir / "export"
 
 

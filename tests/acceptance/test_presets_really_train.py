@@ -16,7 +16,8 @@ import yaml
 from transformers import CodeGenConfig
 
 from moss_train.model.codegen import CodeGenLM
-from tests.launch import REPOSITORY, deepspeed, losses, metrics, python, succeeded
+from tests.forked import forked
+from tests.launch import REPOSITORY, losses, metrics, python, succeeded
 
 # Preset -> parameters of the model it names; None: settled by the tokenizer that is trained on the data.
 PRESETS = {"tiny_sft": None, "moss_moon_003_sft": 16_717_980_160, "moss_moon_003_sft_plugin": 16_717_980_160}
@@ -50,7 +51,7 @@ def test_size_on_the_meta_device(preset: str, parameters: int) -> None:
 
 def test_tiny_preset_with_no_other_argument(tmp_path: Path) -> None:
     """As it is shipped, all steps; only the run directory is another."""
-    succeeded(deepspeed(2, "scripts/sft.py", "+config=tiny_sft", f"run.dir={tmp_path}/run"))
+    succeeded(forked(2, "scripts/sft.py", "+config=tiny_sft", f"run.dir={tmp_path}/run"))
     evaluations = [event["eval/valid/loss"] for event in metrics(tmp_path / "run") if "eval/valid/loss" in event]
     assert len(losses(tmp_path / "run")) == 60
     assert evaluations[-1] < evaluations[0] - 2
@@ -72,8 +73,8 @@ def test_three_steps_at_full_width(tmp_path: Path, preset: str) -> None:
             file.write(json.dumps({"meta_instruction": "You are MOSS.\n", "chat": {"turn_1": turn}}, ensure_ascii=False) + "\n")
     reduced = ("model.num_layers=1", "model.vocab_size=1024", "tokenizer.train_vocab_size=1024", "data.seq_len=64")
     arguments = (f"+config={preset}", "init_from=null", *reduced, "train.global_batch_size=2", "train.micro_batch_size=1")
-    run = ("train.epochs=null", "train.steps=3", "export.enabled=false", f"data.train={data}", f"run.dir={tmp_path}/run")
-    shown = succeeded(deepspeed(2, "scripts/sft.py", *arguments, *run, timeout=580)).stdout
+    run = ("train.epochs=null", "train.steps=3", "export.enabled=false", "train.keep=0", f"data.train={data}", f"run.dir={tmp_path}/run")
+    shown = succeeded(forked(2, "scripts/sft.py", *arguments, *run, timeout=580)).stdout
     # One layer: 12 * 6144^2 + 7 * 6144 of matrices, biases and LayerNorm; embeddings, head and its bias; the last LayerNorm.
     assert f"{12 * 6144**2 + 7 * 6144 + 2 * 1024 * 6144 + 1024 + 2 * 6144:,} parameters" in shown
     found = losses(tmp_path / "run")

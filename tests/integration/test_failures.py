@@ -5,18 +5,18 @@ from __future__ import annotations
 import fcntl
 import json
 import resource
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.launch import deepspeed, losses, metrics, python, run, succeeded
+from tests.forked import forked
+from tests.launch import losses, metrics, succeeded
 
 QUICK = ("+config=tiny_sft", "train.steps=3", "train.eval_every=0", "train.eval_at_start=false", "data.seq_len=512")
 
 
 def test_a_loss_that_is_not_finite_is_exit_6(tmp_path: Path) -> None:
-    result = deepspeed(2, "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/run", "optim.lr=1e30", "optim.warmup=0")
+    result = forked(2, "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/run", "optim.lr=1e30", "optim.warmup=0")
     assert result.returncode == 6, result.stderr[-2000:]
     assert "the loss is nan" in result.stderr
     assert "Traceback" not in result.stderr
@@ -31,14 +31,14 @@ def test_no_space_for_the_export_is_exit_7_on_both_ranks(tmp_path: Path) -> None
     program.write_text(
         "import errno, resource, signal, sys\n"
         "from moss_train import cli\n"
-        "from moss_train.artifacts import export\n"
+        "from moss_train import files\n"
         # EFBIG is what the limit gives; here it means a full disk.
-        "export.errno.ENOSPC = errno.EFBIG\n"
+        "files.errno.ENOSPC = errno.EFBIG\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
         "cli.run('sft')\n"
     )
-    result = deepspeed(2, str(program), *QUICK, f"run.dir={tmp_path}/run", "train.steps=1", timeout=120)
+    result = forked(2, str(program), *QUICK, f"run.dir={tmp_path}/run", "train.steps=1", "train.keep=0", timeout=120)
     assert result.returncode == 7, result.stderr[-2000:]
     assert f"no space is left at {tmp_path}/run for the export" in result.stderr
     assert {path.name for path in (tmp_path / "run").iterdir()}.isdisjoint({"export", "export.tmp"})
@@ -51,7 +51,7 @@ def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
     (tmp_path / "run" / "config.yaml").write_text("{}")
     with (tmp_path / "run" / "run.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        result = python("scripts/sft.py", *QUICK, f"run.dir={tmp_path}/run")
+        result = forked(1, "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/run")
     assert result.returncode == 2
     assert "another run is writing" in result.stderr
     assert (tmp_path / "run" / "config.yaml").read_text() == "{}"
@@ -60,7 +60,7 @@ def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["/dev/null/run", "file"])
 def test_a_run_directory_that_cannot_be_made_is_exit_2(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("something else")
-    result = run([sys.executable, "scripts/sft.py", *QUICK, f"run.dir={tmp_path / where}"])
+    result = forked(1, "scripts/sft.py", *QUICK, f"run.dir={tmp_path / where}")
     assert result.returncode == 2
     assert "cannot be written" in result.stderr
     assert "Traceback" not in result.stderr
@@ -77,7 +77,7 @@ def test_ranks_with_other_data_refuse_to_train_together(tmp_path: Path) -> None:
         "cli.run('sft')\n"
     )
     bundled = Path(__file__).resolve().parents[2] / "moss_train/data/bundled/dialogues_train.jsonl"
-    result = deepspeed(2, str(program), str(bundled), *QUICK, f"run.dir={tmp_path}/run", timeout=120)
+    result = forked(2, str(program), str(bundled), *QUICK, f"run.dir={tmp_path}/run", timeout=120)
     assert result.returncode == 3, result.stderr[-2000:]
     assert "rank 1 are not those of rank 0" in result.stderr
 
@@ -93,7 +93,7 @@ def test_epochs_that_end_in_the_middle_of_a_step(tmp_path: Path) -> None:
         "data.seq_len=512",
         "export.enabled=false",
     )
-    shown = succeeded(deepspeed(2, "scripts/sft.py", *arguments, f"data.train={bundled}#70", f"run.dir={tmp_path}/run")).stdout
+    shown = succeeded(forked(2, "scripts/sft.py", *arguments, f"data.train={bundled}#70", f"run.dir={tmp_path}/run")).stdout
     rows = int(shown.split(" dialogues in ")[1].split(" rows")[0])
     samples = round(1.1 * rows)
     assert samples % 4, "choose another number of dialogues: this one ends with a whole step"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.forked import forked
 from tests.launch import BIN, deepspeed, free_port, losses, metrics, python, run, succeeded
 
 QUICK = ("+config=tiny_sft", "train.steps=3", "train.eval_every=0", "train.eval_at_start=false", "data.seq_len=512")
@@ -20,7 +21,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of one run, which several tests look at."""
     run_dir = tmp_path_factory.mktemp("trained") / "run"
     arguments = ("+config=tiny_sft", "train.steps=12", "train.eval_every=5", "train.eval_at_start=true", "data.seq_len=512")
-    succeeded(python("scripts/sft.py", *arguments, f"run.dir={run_dir}"))
+    succeeded(forked(1, "scripts/sft.py", *arguments, f"run.dir={run_dir}"))
     return run_dir
 
 
@@ -77,7 +78,18 @@ def test_every_step_is_in_metrics(trained: Path) -> None:
 
 def test_an_earlier_run_is_moved_aside(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
-    succeeded(python("scripts/sft.py", *QUICK, f"run.dir={tmp_path}/run", "export.enabled=false", "train.steps=1", "run.seed=2"))
+    succeeded(
+        forked(
+            1,
+            "scripts/sft.py",
+            *QUICK,
+            f"run.dir={tmp_path}/run",
+            "export.enabled=false",
+            "train.steps=1",
+            "run.seed=2",
+            "run.resume=never",
+        )
+    )
     seeds = [yaml.safe_load((tmp_path / name / "config.yaml").read_text())["run"]["seed"] for name in ("run.1", "run")]
     assert seeds == [42, 2]
     assert (tmp_path / "run.1" / "export" / "lineage.json").is_file()
@@ -94,7 +106,7 @@ def test_sweep_in_one_process_runs_one_job_a_directory(tmp_path: Path) -> None:
 
 
 def test_indivisible_batch_shows_the_three_numbers(tmp_path: Path) -> None:
-    result = deepspeed(2, "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/run", "train.global_batch_size=6", "train.micro_batch_size=2")
+    result = forked(2, "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/run", "train.global_batch_size=6", "train.micro_batch_size=2")
     assert result.returncode == 2, result.stderr[-2000:]
     assert "global batch 6, micro-batch 2, ranks 2" in result.stderr
     assert "Traceback" not in result.stderr
@@ -111,7 +123,7 @@ def test_wrong_configuration_is_exit_2_through_the_launcher() -> None:
 def test_bad_data_is_exit_3_before_a_model_is_built(tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"chat": {"turn_1": {"Human": "<|Human|>: a<eoh>\\n", "MOSS": "<|MOSS|>: b<eom>\\n"}}}\n{"chat": 3}\n{oops\n')
-    result = deepspeed(2, "scripts/sft.py", "+config=tiny_sft", f"data.train={bad}", f"run.dir={tmp_path}/run")
+    result = forked(2, "scripts/sft.py", "+config=tiny_sft", f"data.train={bad}", f"run.dir={tmp_path}/run")
     assert result.returncode == 3, result.stderr[-2000:]
     assert f"{bad}:2: no_chat" in result.stderr
     assert f"{bad}:3: " in result.stderr
@@ -120,7 +132,7 @@ def test_bad_data_is_exit_3_before_a_model_is_built(tmp_path: Path) -> None:
 
 
 def test_missing_model_is_exit_4(tmp_path: Path) -> None:
-    result = python("scripts/sft.py", *QUICK, f"init_from={tmp_path}/nothing", f"run.dir={tmp_path}/run")
+    result = forked(1, "scripts/sft.py", *QUICK, f"init_from={tmp_path}/nothing", f"run.dir={tmp_path}/run")
     assert result.returncode == 4
     assert f"{tmp_path}/nothing" in result.stderr
     assert "Traceback" not in result.stderr
@@ -129,7 +141,7 @@ def test_missing_model_is_exit_4(tmp_path: Path) -> None:
 def test_wandb_offline_records_the_run_and_no_key_is_written(tmp_path: Path) -> None:
     key = "0123456789abcdef0123456789abcdef01234567"
     arguments = (*QUICK, f"run.dir={tmp_path}/run", "tracking=wandb", "tracking.wandb=offline", "export.enabled=false")
-    succeeded(python("scripts/sft.py", *arguments, WANDB_API_KEY=key))
+    succeeded(forked(1, "scripts/sft.py", *arguments, WANDB_API_KEY=key))
     finished_run = list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(finished_run) == 1
     assert finished_run[0].stat().st_size > 0
@@ -146,19 +158,22 @@ def test_wandb_being_away_does_not_stop_the_run(tmp_path: Path) -> None:
         "WANDB_INIT_TIMEOUT": "5",
         "WANDB_HTTP_TIMEOUT": "3",
     }
-    result = succeeded(python("scripts/sft.py", *arguments, **away))
+    result = succeeded(forked(1, "scripts/sft.py", *arguments, **away))
     assert "the run goes on" in result.stdout
     assert len(losses(tmp_path / "run")) == 3
 
 
 def test_starting_from_an_export(trained: Path, tmp_path: Path) -> None:
     second_run = tmp_path / "second"
-    shown = succeeded(deepspeed(2, "scripts/sft.py", *QUICK, f"run.dir={second_run}", f"init_from={trained}/export", "model.num_layers=3"))
+    shown = succeeded(forked(2, "scripts/sft.py", *QUICK, f"run.dir={second_run}", f"init_from={trained}/export", "model.num_layers=3"))
     assert "these have no effect: model.num_layers=3 (there: 2)" in shown.stdout
     # It goes on where the first one stopped, with its tokenizer.
     assert losses(second_run)[0] < losses(trained)[0] - 1
     first, second = (json.loads((run_dir / "export" / "lineage.json").read_text()) for run_dir in (trained, second_run))
-    assert [(parent["role"], parent["id"]) for parent in second["parents"]] == [("init", first["id"])]
+    assert [parent["role"] for parent in second["parents"]] == ["source", "init"]
+    assert second["parents"][1]["id"] == first["id"]
+    checkpoint = json.loads((second_run / "checkpoints" / "step-00000003" / "lineage.json").read_text())
+    assert checkpoint["id"] == second["parents"][0]["id"]
     assert (trained / "export/tokenizer.json").read_bytes() == (second_run / "export/tokenizer.json").read_bytes()
 
 
@@ -166,8 +181,8 @@ def test_generate_answers_from_an_export(trained: Path, tmp_path: Path) -> None:
     dialogue = tmp_path / "dialogue.jsonl"
     dialogue.write_text('{"chat": {"turn_1": {"Human": "<|Human|>: 你好<eoh>\\n"}}}\n')
     model = f"model={trained}/export"
-    first = succeeded(python("scripts/generate.py", model, 'prompt=What\'s "3 + 4", a=b?', "max_new_tokens=8"))
-    again = succeeded(python("scripts/generate.py", model, 'prompt=What\'s "3 + 4", a=b?', "max_new_tokens=8"))
+    first = succeeded(forked(1, "scripts/generate.py", model, 'prompt=What\'s "3 + 4", a=b?', "max_new_tokens=8"))
+    again = succeeded(forked(1, "scripts/generate.py", model, 'prompt=What\'s "3 + 4", a=b?', "max_new_tokens=8"))
     assert first.stdout == again.stdout
-    assert "你好" in succeeded(python("scripts/generate.py", model, f"dialogue={dialogue}", "max_new_tokens=8")).stdout
-    assert python("scripts/generate.py", model).returncode == 2
+    assert "你好" in succeeded(forked(1, "scripts/generate.py", model, f"dialogue={dialogue}", "max_new_tokens=8")).stdout
+    assert forked(1, "scripts/generate.py", model).returncode == 2

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +12,7 @@ from transformers import CodeGenConfig
 
 from moss_train.model.codegen import CodeGenLM, init_model, set_attention
 from moss_train.model.loading import load_model
+from tests.forked import forked
 
 pytest.importorskip("deepspeed")
 
@@ -24,12 +21,6 @@ CONFIG = {
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 """Sizes that two ranks do not divide evenly: 251 x 36 rows, a bias of 251."""
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +55,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
     """What the ranks wrote."""
     out = tmp_path_factory.mktemp(f"ranks-{request.param}")
-    scripts = Path(sys.executable).parent
-    environment = {
-        **os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-    }  # fmt: skip
-    command = [
-        sys.executable, str(scripts / "deepspeed"), "--num_accelerators", str(request.param), "--master_port", str(free_port()),
-        str(Path(__file__).with_name("zero3_model_worker.py")), str(source), str(out),
-    ]  # fmt: skip
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    run = forked(request.param, "tests/integration/zero3_model_worker.py", str(source), str(out), OMP_NUM_THREADS="1")
     assert (out / "done.json").is_file(), run.stdout[-6000:] + run.stderr[-6000:]
     assert json.loads((out / "done.json").read_text()) == {"world": request.param}
     return {path.stem: load_file(path) for path in out.glob("*.safetensors")}

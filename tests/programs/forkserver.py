@@ -3,8 +3,8 @@
 A rank spends most of a short test importing. Here each is a fork of a process that did so once; from then on it is a process like any
 other: it parses its command line, joins its process group, can be killed.
 
-Each connection asks for one program, as a line of JSON (`argv`, `env`, `cwd`, `out`, `err`), and gets two lines: `{"pid": ...}`, and when it
-has ended `{"code": ...}` (negative: the signal that killed it).
+Each connection asks for one program, as a line of JSON (`argv`, `env`, `cwd`, `out`, `err`), and gets two lines: `{"pid": ...}`, and
+when it has ended `{"code": ...}` (negative: the signal that killed it).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 
 import deepspeed
+import deepspeed.runtime.zero.muon.muon_optimizer
 import hydra
 import matplotlib
 import rich.progress

@@ -1,0 +1,114 @@
+"""scripts/sft.py with faults: faulty.py [overrides], with FAULTS in the environment.
+
+FAULTS is a JSON list; each fault has a `kind`, and `step` (optimizer step, from 1) and `rank` where it strikes once:
+
+    nan_loss, nan_gradient   the loss of the first micro-batch, or only its gradient, becomes nan
+    spike                    the loss of every micro-batch is multiplied by `factor` (give `rank` -1: all ranks)
+    raise, memory            an exception of the program; one as torch raises it when memory is out
+    die, sleep               SIGKILL to itself; sleeps for ever
+    slow_save                each save takes `seconds` longer (no step or rank)
+    full_disk                writing fails with ENOSPC once `byte` bytes of checkpoints have been written on that rank (no step)
+    slow_step                each step takes `seconds` longer (no step or rank)
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import time
+from typing import Any
+
+import torch
+
+from moss_train import cli, files
+from moss_train.train import checkpoint, loop
+from moss_train.train import engine as distributed
+
+FAULTS: list[dict[str, Any]] = json.loads(os.environ.get("FAULTS", "[]"))
+
+
+def faults_of(kinds: tuple[str, ...], step: int) -> list[dict[str, Any]]:
+    """The faults of these kinds that strike now, on this rank."""
+    return [f for f in FAULTS if f["kind"] in kinds and f.get("step", step) == step and f.get("rank", -1) in (-1, distributed.rank())]
+
+
+def strike(step: int) -> None:
+    """Before a step."""
+    for fault in faults_of(("raise", "memory", "die", "sleep", "slow_step"), step):
+        if fault["kind"] == "raise":
+            raise ValueError(f"an injected error at step {step}")
+        if fault["kind"] == "memory":
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        if fault["kind"] == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(fault.get("seconds", 10_000))
+
+
+def watch_loop() -> None:
+    """Puts the faults of steps into the loop."""
+    accumulate = loop._accumulate
+
+    def faulty(engine: Any, batches: Any, weight: float, progress: loop.Progress, beat: Any) -> Any:
+        step = progress.step + 1
+        beat(f"step {step}, micro-batch 1 of {len(batches)}: {list(batches[0].inputs['input_ids'].shape)} tokens")
+        strike(step)
+        struck = faults_of(("nan_loss", "nan_gradient", "spike"), step)
+        forwards = 0
+
+        def spoil(_module: Any, _args: Any, output: Any) -> Any:
+            nonlocal forwards
+            forwards += 1
+            for fault in struck:
+                if fault["kind"] == "spike":
+                    output.loss_sum = output.loss_sum * fault["factor"]
+                    output.metrics = {name: (value * fault["factor"], count) for name, (value, count) in output.metrics.items()}
+                elif forwards == 1 and fault["kind"] == "nan_loss":
+                    output.loss_sum = output.loss_sum * float("nan")
+                    output.metrics = {name: (value * float("nan"), count) for name, (value, count) in output.metrics.items()}
+                elif forwards == 1:
+                    output.loss_sum.register_hook(lambda gradient: gradient * float("nan"))
+            return output
+
+        hook = engine.module.register_forward_hook(spoil) if struck else None
+        try:
+            return accumulate(engine, batches, weight, progress, beat)
+        finally:
+            if hook is not None:
+                hook.remove()
+
+    loop._accumulate = faulty
+
+
+def watch_saves() -> None:
+    """Puts the faults of saves into the writing of checkpoints."""
+    add, written = checkpoint.TensorFile.add, 0
+    slow = [fault["seconds"] for fault in FAULTS if fault["kind"] == "slow_save"]
+    full = [fault["byte"] for fault in FAULTS if fault["kind"] == "full_disk" and fault.get("rank", 0) == int(os.environ.get("RANK", "0"))]
+    write_piece = files.write_piece
+    first: set[int] = set()
+
+    def slow_add(self: checkpoint.TensorFile, name: str, tensor: torch.Tensor) -> None:
+        if slow and id(self) not in first:
+            # The model's file and the optimizer's.
+            first.add(id(self))
+            time.sleep(sum(slow) / 2)
+        add(self, name, tensor)
+
+    def full_write(descriptor: int, piece: memoryview) -> int:
+        nonlocal written
+        if full and "/checkpoints/" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            if written + len(piece) > full[0]:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written += len(piece)
+        return write_piece(descriptor, piece)
+
+    checkpoint.TensorFile.add = slow_add  # type: ignore[method-assign]
+    files.write_piece = full_write
+
+
+if __name__ == "__main__":
+    watch_loop()
+    watch_saves()
+    cli.run("sft")
