@@ -90,12 +90,12 @@ def run(name: str) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Hydra prints errors its own way unless it is asked to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    code = 0
+    code, rank0_knows = 0, False
     try:
         _run_hydra(program)
     except (MossTrainError, _Stopped) as stopped:
         error = stopped.error if isinstance(stopped, _Stopped) else stopped
-        code = error.exit_code
+        code, rank0_knows = error.exit_code, error.rank0_knows
         if is_rank0():
             report(str(error), code)
     except KeyboardInterrupt:
@@ -114,7 +114,7 @@ def run(name: str) -> None:
         # A launcher kills the other ranks as soon as one leaves: let rank 0 print first, and leave without
         # destructors, which in a broken process group abort with a code of their own.
         if not is_rank0():
-            time.sleep(3.0)
+            time.sleep(1.0 if rank0_knows else 3.0)
         os._exit(code)
 
 

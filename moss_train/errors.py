@@ -13,6 +13,8 @@ class MossTrainError(Exception):
     """Base of the errors that end a program with a message instead of a traceback."""
 
     exit_code = 1
+    rank0_knows = False
+    """Whether rank 0 has written down how the run ended; before that, the other ranks had better not leave."""
 
 
 class UsageError(MossTrainError):

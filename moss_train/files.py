@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,8 +58,10 @@ class HashedFile:
 
     def close(self) -> FileEntry:
         """Waits until the content is on disk, and says what it is."""
-        sync(self._file.fileno())
-        self._file.close()
+        try:
+            sync(self._file.fileno())
+        finally:
+            self._file.close()
         return FileEntry(self._bytes, self._digest.hexdigest())
 
     def abandon(self) -> None:
@@ -108,8 +111,8 @@ def write_new(path: Path, content: bytes) -> FileEntry:
 
 
 def replace_content(path: Path, content: bytes) -> None:
-    """Replaces a file in one step: a reader, or a crash, sees the old content or the new."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Replaces a file in one step: a reader, or a crash, sees the old content or the new. Threads may do so at the same time."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     partial.unlink(missing_ok=True)
     try:
         write_new(partial, content)

@@ -100,7 +100,11 @@ class TensorFile:
         text += b" " * (-len(text) % 8)
         self._waiting = list(tensors.items())[::-1]
         self._file = HashedFile(path)
-        self._file.write(len(text).to_bytes(8, "little") + text)
+        try:
+            self._file.write(len(text).to_bytes(8, "little") + text)
+        except BaseException:
+            self._file.abandon()
+            raise
 
     @property
     def complete(self) -> bool:

@@ -213,15 +213,15 @@ def clean(directory: Path) -> None:
 
 
 class Verified:
-    """Remembers which checkpoints were found good, until a file of theirs changes: hashing hundreds of gigabytes again at every save would
-    take longer than the save."""
+    """Remembers what was found of each checkpoint, until a file of it changes: hashing hundreds of gigabytes again at every save would take
+    longer than the save."""
 
     def __init__(self) -> None:
-        self._signatures: dict[str, tuple[tuple[int, ...], ...]] = {}
+        self._known: dict[str, tuple[tuple[tuple[int, ...], ...], str]] = {}
 
     def remember(self, checkpoint: Path, manifest: Manifest) -> None:
         """Notes that every byte of it was just checked, or just written."""
-        self._signatures[checkpoint.name] = _signature(checkpoint, manifest)
+        self._known[checkpoint.name] = _signature(checkpoint, manifest), ""
 
     def check(self, checkpoint: Path) -> Manifest:
         """Its manifest, if it is good.
@@ -229,13 +229,15 @@ class Verified:
         Raises:
             DamagedError: It is not.
         """
-        known = self._signatures.get(checkpoint.name)
-        if known is not None:
-            manifest = read_manifest(checkpoint)
-            if _signature(checkpoint, manifest) == known:
-                return manifest
-        manifest = verify(checkpoint)
-        self.remember(checkpoint, manifest)
+        manifest = read_manifest(checkpoint)
+        # Taken first: what changes while the files are read is looked at again next time.
+        signature = _signature(checkpoint, manifest)
+        known = self._known.get(checkpoint.name)
+        if known is None or known[0] != signature:
+            known = signature, "; ".join(problems_of_files(checkpoint, manifest.files.items()))
+            self._known[checkpoint.name] = known
+        if known[1]:
+            raise DamagedError(known[1])
         return manifest
 
 
@@ -251,11 +253,11 @@ def rotate(directory: Path, keep: int, run_id: str, verified: Verified) -> list[
     kept, damaged = 0, []
     for _, path in committed(directory):
         try:
-            mine = read_manifest(path).run_id == run_id
-            if mine and kept < keep:
-                verified.check(path)
-                kept += 1
-            elif mine:
+            if read_manifest(path).run_id != run_id:
+                continue
+            verified.check(path)
+            kept += 1
+            if kept > keep:
                 files.remove_directory(path)
         except DamagedError as error:
             damaged.append(f"{path.name}: {error}")

@@ -134,8 +134,6 @@ def open_run(config: StageConfig, stage: str) -> Iterator[Run]:
     started = time.time()
 
     def write_outcome(code: int | None, message: str) -> None:
-        if not main_rank:
-            return
         outcome = {
             "stage": stage,
             "state": {None: "running", 0: "finished", PreemptedError.exit_code: "preempted"}.get(code, "failed"),
@@ -153,16 +151,20 @@ def open_run(config: StageConfig, stage: str) -> Iterator[Run]:
         except OSError as error:
             _log.warning(f"status.json could not be written ({error}); the run ended with exit code {code}: {message}")
 
-    write_outcome(None, "the run is under way, or its processes were killed")
+    if main_rank:
+        write_outcome(None, "the run is under way, or its processes were killed")
     run.watchdog = watchdog = Watchdog(directory.absolute(), config.train.hang_seconds, run.stop, write_outcome)
     run.stop.install()
     try:
         yield run
         watchdog.close()
-        write_outcome(0, "finished")
+        if main_rank:
+            write_outcome(0, "finished")
     except BaseException as error:
         ending = _explain(error, watchdog)
         watchdog.fail(getattr(ending, "exit_code", 1), str(ending) if isinstance(ending, MossTrainError) else _describe(ending)[1])
+        if isinstance(ending, MossTrainError):
+            ending.rank0_knows = True
         if ending is error:
             raise
         raise ending from error

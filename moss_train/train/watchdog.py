@@ -47,7 +47,7 @@ class Watchdog:
         directory: Of the run; stacks go to `stacks/` in it.
         hang_seconds: Longest time without progress.
         stop: Told when the launcher is gone.
-        write_outcome: Writes status.json, on rank 0: exit code and message.
+        write_outcome: Writes status.json: exit code and message.
     """
 
     def __init__(self, directory: Path, hang_seconds: float, stop: StopRequest, write_outcome: Callable[[int, str], None]):
@@ -84,7 +84,10 @@ class Watchdog:
         """What another rank was found to have met, if anything: the cause behind an error of a collective."""
         until = time.monotonic() + wait_seconds
         while True:
-            known = self._read()
+            try:
+                known = self._read()
+            except Exception:
+                known = self._rank0_gone()
             if known is not None and known["rank"] != self._rank:
                 return _as_error(known)
             if time.monotonic() >= until:
@@ -96,8 +99,10 @@ class Watchdog:
         self._ending.set()
         self._publish(code, message)
         self._closed.set()
-        if self._rank == 0:
+        if self._speaks:
             self._write_outcome(code, message)
+            if self._rank != 0:
+                report(message, code)
             self._tell_the_others()
         else:
             self._wait_for_report()
@@ -134,7 +139,7 @@ class Watchdog:
             except Exception:
                 if self._closed.is_set() or self._ending.is_set():
                     return
-                known = {"rank": 0, "code": LostRankError.exit_code, "message": self._gone(0), "stacks": False}
+                known = self._rank0_gone()
             if known is not None:
                 self._end(known)
                 return
@@ -170,6 +175,19 @@ class Watchdog:
                 f"{doing}. The stacks of all ranks are in {self._directory / 'stacks'}; the newest checkpoint is untouched"
             )
             self._publish(LostRankError.exit_code, message, stacks=True)
+
+    def _rank0_gone(self) -> dict[str, Any]:
+        return {"rank": 0, "code": LostRankError.exit_code, "message": self._gone(0), "stacks": False}
+
+    @property
+    def _speaks(self) -> bool:
+        """Whether this rank says how the run ended: rank 0, or rank 1 when the store is gone with rank 0."""
+        if self._rank > 1:
+            return False
+        try:
+            return self._rank == 0 or not self._store.check(["sign/0"])
+        except Exception:
+            return True
 
     def _gone(self, rank: int, pid: int | None = None) -> str:
         process = f" (process {pid})" if pid else ""
@@ -213,7 +231,7 @@ class Watchdog:
         elif self._ending.wait(_GRACE_SECONDS):
             return
         self._ending.set()
-        if self._rank == 0:
+        if self._speaks:
             with contextlib.suppress(Exception):
                 self._write_outcome(known["code"], known["message"])
             report(known["message"], known["code"])

@@ -46,6 +46,12 @@ def strike(step: int) -> None:
         time.sleep(fault.get("seconds", 10_000))
 
 
+def scaled(output: Any, factor: float) -> Any:
+    """The output of a forward with its loss multiplied."""
+    metrics = {name: (value * factor, count) for name, (value, count) in output.metrics.items()}
+    return output._replace(loss_sum=output.loss_sum * factor, metrics=metrics)
+
+
 def watch_loop() -> None:
     """Puts the faults of steps into the loop."""
     accumulate = loop._accumulate
@@ -62,11 +68,9 @@ def watch_loop() -> None:
             forwards += 1
             for fault in struck:
                 if fault["kind"] == "spike":
-                    output.loss_sum = output.loss_sum * fault["factor"]
-                    output.metrics = {name: (value * fault["factor"], count) for name, (value, count) in output.metrics.items()}
+                    output = scaled(output, fault["factor"])
                 elif forwards == 1 and fault["kind"] == "nan_loss":
-                    output.loss_sum = output.loss_sum * float("nan")
-                    output.metrics = {name: (value * float("nan"), count) for name, (value, count) in output.metrics.items()}
+                    output = scaled(output, float("nan"))
                 elif forwards == 1:
                     output.loss_sum.register_hook(lambda gradient: gradient * float("nan"))
             return output
