@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -42,6 +43,13 @@ class Rank:
             self._code = int(json.loads(self._lines.readline())["code"])
             self._connection.close()
         return self._code
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        if self._code is None and select.select([self._connection], [], [], 0)[0]:
+            self.wait(10)
+        return self._code is not None
 
     def signal(self, number: int) -> None:
         """Sends it a signal, if it is there."""

@@ -86,7 +86,6 @@ class StepReport:
     seconds: float
     skipped: bool = False
     """The spike guard left the update out."""
-    evaluations: dict[str, float] = field(default_factory=dict)
 
 
 class StopAskedError(Exception):
@@ -97,11 +96,12 @@ class StopAskedError(Exception):
 class Actions:
     """What the loop calls, on every rank."""
 
-    evaluate: Callable[[], dict[str, float]]
-    """Metrics on validation data. A collective; raises StopAskedError."""
+    evaluate: Callable[[], None]
+    """Evaluates on validation data and reports it. A collective; raises StopAskedError."""
     save: Callable[[], None]
     """Commits a checkpoint of the progress, unless that step has one. A collective."""
     report: Callable[[StepReport], None]
+    """Told of every step, before it is saved: what is saved has been reported."""
     stop_asked: Callable[[], bool]
     """Whether this rank was asked to stop."""
     beat: Callable[[str], None]
@@ -158,18 +158,17 @@ def fit(engine: Any, batches_from: Callable[[int], Sequence[Batch]], plan: Plan,
         progress.step, progress.samples = step + 1, progress.samples + plan.samples_per_step
         progress.tokens, progress.weight = progress.tokens + int(tokens), progress.weight + weight
         done = StepReport(step + 1, metrics, rate, norm, weight, int(tokens), time.perf_counter() - started, skipped)
+        actions.report(done)
         at_end = progress.step == plan.total_steps
         # Saved before evaluating: what can go wrong in an evaluation costs no training.
         if at_end or (plan.save_every and progress.step % plan.save_every == 0):
             actions.save()
         try:
             if at_end or (plan.eval_every and progress.step % plan.eval_every == 0):
-                done.evaluations = actions.evaluate()
+                actions.evaluate()
         except StopAskedError:
             actions.save()
-            actions.report(done)
             return False
-        actions.report(done)
     return True
 
 

@@ -175,7 +175,7 @@ def commit(partial: Path, manifest: Manifest) -> Path:
 
     Raises:
         CheckpointError: The name is taken by a good checkpoint of another run.
-        OSError: The disk refused; nothing was committed.
+        OSError: The disk refused; nothing was committed, or the name was given but may not be on disk yet.
     """
     target = partial.with_name(step_name(manifest.step))
     files.write_new(partial / FILE_NAME, manifest.encode())

@@ -211,16 +211,22 @@ def _train(
         run.log(f"no validation data: train.eval_every={eval_every} has nothing to evaluate; set data.valid or data.holdout")
     last: dict[str, float] = {}
 
-    def evaluate() -> dict[str, float]:
-        return {
+    def evaluate() -> None:
+        if not data.valid:
+            return
+        found = {
             f"{name}/{metric}": value
             for name, batches in data.valid.items()
             for metric, value in loop.evaluate_batches(engine, batches, actions).items()
         }
+        last.clear()
+        last.update(found)
+        if tracker is not None:
+            tracker.evaluation(progress.step, found)
 
     def report(done: loop.StepReport) -> None:
         last.clear()
-        last.update(done.evaluations or {f"train/{name}": value for name, value in done.metrics.items()})
+        last.update({f"train/{name}": value for name, value in done.metrics.items()})
         if tracker is not None:
             tracker.step(done)
 
@@ -240,10 +246,8 @@ def _train(
         # A run that was killed between saving and evaluating still owes the evaluation.
         due = progress.step == length.steps or (eval_every and progress.step and progress.step % eval_every == 0)
         owed = distributed.gather(resumed and due and tracker is not None and not tracker.has_evaluation(progress.step))[0]
-        if data.valid and (owed or (config.train.eval_at_start and not resumed)):
-            last.update(evaluate())
-            if tracker is not None:
-                tracker.evaluation(progress.step, last)
+        if owed or (config.train.eval_at_start and not resumed):
+            evaluate()
         elif resumed and tracker is not None:
             last.update(tracker.last_metrics)
         finished = loop.fit(engine, lambda first: data.batches(first, length.samples), steps, progress, actions)

@@ -112,8 +112,6 @@ class Tracker:
             self._bar.update(0, completed=report.step, refresh=True)
         if report.step % self.log_every == 0 or report.step == self.total_steps:
             _log.info(self._line(report, event))
-        if report.evaluations:
-            self.evaluation(report.step, report.evaluations)
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Reports metrics on validation data, named `<set>/<metric>`."""

@@ -7,6 +7,9 @@ FAULTS is a JSON list; each fault has a `kind`, and `step` (optimizer step, from
     raise, memory            an exception of the program; one as torch raises it when memory is out
     die, sleep               SIGKILL to itself; sleeps for ever
     slow_save                each save takes `seconds` longer (no step or rank)
+    die_in_save              SIGKILL to itself at the `ordinal`-th call of `call` (write_piece, sync, rename, remove) in moss_train.files
+                             once the first step is done (no step)
+    host                     the rank says it is on the machine `name` (no step)
     full_disk                writing fails with ENOSPC once `byte` bytes of checkpoints have been written on that rank (no step)
     slow_step                each step takes `seconds` longer (no step or rank)
 """
@@ -17,6 +20,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import time
 from typing import Any
 
@@ -26,6 +30,8 @@ from moss_train import cli, files
 from moss_train.train import checkpoint, loop
 from moss_train.train import engine as distributed
 
+TRAINED = [False]
+"""Whether this process has come to its first step."""
 FAULTS: list[dict[str, Any]] = json.loads(os.environ.get("FAULTS", "[]"))
 
 
@@ -58,6 +64,7 @@ def watch_loop() -> None:
 
     def faulty(engine: Any, batches: Any, weight: float, progress: loop.Progress, beat: Any) -> Any:
         step = progress.step + 1
+        TRAINED[0] = True
         beat(f"step {step}, micro-batch 1 of {len(batches)}: {list(batches[0].inputs['input_ids'].shape)} tokens")
         strike(step)
         struck = faults_of(("nan_loss", "nan_gradient", "spike"), step)
@@ -108,11 +115,33 @@ def watch_saves() -> None:
             written += len(piece)
         return write_piece(descriptor, piece)
 
+    for fault in FAULTS:
+        if fault["kind"] == "die_in_save" and fault["rank"] == int(os.environ.get("RANK", "0")):
+            die_at_call(fault["call"], fault["ordinal"])
     checkpoint.TensorFile.add = slow_add  # type: ignore[method-assign]
     files.write_piece = full_write
 
 
+def die_at_call(name: str, ordinal: int) -> None:
+    """Kills this process at a call of one of the four functions through which files change."""
+    real, calls = getattr(files, name), 0
+
+    def deadly(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += TRAINED[0]
+        if calls == ordinal and TRAINED[0]:
+            if name == "write_piece":
+                real(arguments[0], arguments[1][: len(arguments[1]) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+
+    setattr(files, name, deadly)
+
+
 if __name__ == "__main__":
+    for fault in FAULTS:
+        if fault["kind"] == "host" and fault["rank"] == int(os.environ.get("RANK", "0")):
+            socket.gethostname = lambda name=fault["name"]: name  # type: ignore[misc]
     watch_loop()
     watch_saves()
     cli.run("sft")
