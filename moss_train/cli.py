@@ -39,6 +39,7 @@ class Program:
 
 PROGRAMS = {
     "sft": Program("sft", "moss_train.sft.config:SFTConfig", "moss_train.sft.main:main"),
+    "verify_resume": Program("verify_resume", "moss_train.sft.config:VerifySFTConfig", "moss_train.sft.main:verify"),
     "export": Program("export", "moss_train.artifacts.config:ExportJobConfig", "moss_train.artifacts.export:main", is_job=True),
     "generate": Program("generate", "moss_train.inference.config:GenerateConfig", "moss_train.inference.generate:main", is_job=True),
 }
@@ -58,7 +59,7 @@ HYDRA_SETTINGS = {
 MUST_BE_GIVEN = {"init_from": "a model directory, or init_from=null for random weights"}
 """What to say of a missing value, where its name does not say it."""
 
-TOOLS = {"data": "moss_train.data.show:main"}
+TOOLS = {"data": "moss_train.data.show:main", "checkpoint": "moss_train.train.listing:main"}
 
 
 def entry() -> None:

@@ -313,6 +313,21 @@ class ExportConfig:
         return []
 
 
+@dataclass
+class VerifyConfig:
+    """What `verify_resume` compares."""
+
+    steps: int = 8
+    """Optimizer steps of the stretch."""
+    stop_at: int = 3
+    """The step after which the interrupted run is stopped."""
+
+    def problems(self) -> list[str]:
+        if not 0 < self.stop_at < self.steps:
+            return [f"verify.stop_at is {self.stop_at}, verify.steps {self.steps}; expected 0 < stop_at < steps"]
+        return []
+
+
 # Settings of these have one owner elsewhere; two owners of a value is how the wrong one wins.
 OWNED_ELSEWHERE = {
     "train_batch_size": "train.global_batch_size",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from moss_train.config import Plugin, StageConfig
+from moss_train.config import Plugin, StageConfig, VerifyConfig
 
 
 class LossOn(StrEnum):
@@ -102,3 +102,13 @@ class SFTConfig(StageConfig):
                 "which the rotary table covers"
             )
         return found
+
+
+@dataclass
+class VerifySFTConfig(SFTConfig):
+    """Everything that `scripts/verify_resume.py` takes."""
+
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+
+    def problems(self) -> list[str]:
+        return super().problems() + self.verify.problems()

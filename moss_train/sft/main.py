@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moss_train.errors import DataError, UsageError
-from moss_train.sft.config import SFTConfig
+from moss_train.sft.config import SFTConfig, VerifySFTConfig
 
 if TYPE_CHECKING:
     from moss_train.data.tokenizer import MossTokenizer
@@ -47,6 +47,13 @@ def main(config: SFTConfig) -> float:
         )
         last = train_stage(run, config, partial(build, config, model_config, run.log), rows.stage_data(), export, saved)
     return last.get("valid/loss", last.get("train/loss", float("nan")))
+
+
+def verify(config: VerifySFTConfig) -> None:
+    """Runs a stretch of a job straight and interrupted, and compares: the job behind `scripts/verify_resume.py`."""
+    from moss_train.train.verify import verify_resume
+
+    verify_resume(config, config.verify, main)
 
 
 def architecture(config: SFTConfig, say: Any) -> Any:

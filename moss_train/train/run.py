@@ -74,7 +74,9 @@ class Run:
         """Runs `work` on every rank and raises on all of them when it fails on any, so that none waits for one that is gone."""
         error: Exception | None = None
         result: _Result | None = None
-        self.beat(getattr(work, "__name__", "working"))
+        if self.watchdog is not None and self.stop.at_once:
+            # Reading and rendering data takes what it takes; the limit is for training.
+            self.watchdog.rest("preparing")
         try:
             result = work()
         except Exception as caught:

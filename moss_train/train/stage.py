@@ -164,7 +164,14 @@ def train_stage(
         )
 
     saver = Saver(run, config, engine, progress, identity, data, partial(record, "checkpoint", [], {}), saved)
-    last = _train(run, config, engine, data, plan, length, flops_per_token, progress, saver, resumed=saved is not None)
+    try:
+        last = _train(run, config, engine, data, plan, length, flops_per_token, progress, saver, resumed=saved is not None)
+    except PreemptedError:
+        # All ranks are here, and another run may follow in this process.
+        distributed.release(engine)
+        raise
+    if run.watchdog is not None:
+        run.watchdog.rest("exporting")
     if config.export.enabled:
         trained = config.train.precision.value
         dtype = trained if config.export.dtype is ExportDtype.auto else config.export.dtype.value

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
+import math
 import os
 import socket
 import threading
@@ -79,6 +80,10 @@ class Watchdog:
     def beat(self, doing: str) -> None:
         """Tells that this rank makes progress."""
         self._beat = (time.monotonic(), doing)
+
+    def rest(self, doing: str) -> None:
+        """Tells that what comes now may take long without a sign: there is no limit until the next beat."""
+        self._beat = (math.inf, doing)
 
     def failure(self, wait_seconds: float = 0.0) -> LostRankError | None:
         """What another rank was found to have met, if anything: the cause behind an error of a collective."""

@@ -20,7 +20,7 @@ def test_sweep_under_two_ranks(tmp_path: Path) -> None:
     bundled = Path(__file__).resolve().parents[2] / "moss_train" / "data" / "bundled"
     data = (f"data.train={bundled}/dialogues_train.jsonl#200", f"data.valid={bundled}/dialogues_dev.jsonl#10")
     model = ("model.hidden_size=512", "model.num_layers=3", "data.seq_len=512", *data)
-    train = ("train.steps=2", "train.eval_every=0", "train.eval_at_start=false", "export.enabled=false")
+    train = ("train.steps=2", "train.eval_every=0", "train.eval_at_start=false", "export.enabled=false", "train.save_every=0")
     succeeded(
         deepspeed(
             2, "scripts/sft.py", "-m", "+config=tiny_sft", f"optim.lr={rates}", f"run.dir={tmp_path}/sweep", *model, *train, *callback

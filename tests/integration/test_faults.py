@@ -11,7 +11,7 @@ import pytest
 
 from tests.forked import Ranks
 from tests.launch import losses, metrics
-from tests.small_runs import arguments, status, steps
+from tests.small_runs import BUNDLED, arguments, status, steps
 
 # Of a whole run, start included; what is promised is a minute from the fault.
 MOST_SECONDS = 60.0
@@ -128,3 +128,22 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path: Path, rank: int) -> None:
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
     manifest.verify(saved[1])
     assert status(tmp_path / "run")["exit_code"] == 7
+
+
+def test_a_place_that_became_read_only_is_exit_4(tmp_path: Path) -> None:
+    codes, output = strike(tmp_path, {"kind": "full_disk", "byte": 0, "rank": 1, "errno": "EROFS"})
+    assert codes == [4, 4]
+    assert f"step-00000002 cannot be written to {tmp_path}/run/checkpoints: Read-only file system" in output
+    assert "Traceback" not in output
+
+
+def test_data_that_are_gone_are_exit_3_and_cost_no_checkpoint(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_bytes(BUNDLED.read_bytes())
+    codes, _ = strike(tmp_path, [], f"data.train={data}#20", "run.stop_after=2")
+    assert codes == [75, 75]
+    data.unlink()
+    codes, output = strike(tmp_path, [], f"data.train={data}#20")
+    assert codes == [3, 3]
+    assert str(data) in output
+    assert steps(tmp_path / "run") == [2]

@@ -10,7 +10,7 @@ FAULTS is a JSON list; each fault has a `kind`, and `step` (optimizer step, from
     die_in_save              SIGKILL to itself at the `ordinal`-th call of `call` (write_piece, sync, rename, remove) in moss_train.files
                              once the first step is done (no step)
     host                     the rank says it is on the machine `name` (no step)
-    full_disk                writing fails with ENOSPC once `byte` bytes of checkpoints have been written on that rank (no step)
+    full_disk                writing fails with ENOSPC (or `errno`) once `byte` bytes of checkpoints are written on that rank (no step)
     slow_step                each step takes `seconds` longer (no step or rank)
 """
 
@@ -96,7 +96,8 @@ def watch_saves() -> None:
     """Puts the faults of saves into the writing of checkpoints."""
     add, written = checkpoint.TensorFile.add, 0
     slow = [fault["seconds"] for fault in FAULTS if fault["kind"] == "slow_save"]
-    full = [fault["byte"] for fault in FAULTS if fault["kind"] == "full_disk" and fault.get("rank", 0) == int(os.environ.get("RANK", "0"))]
+    rank = int(os.environ.get("RANK", "0"))
+    full = next(([f["byte"], f.get("errno", "ENOSPC")] for f in FAULTS if f["kind"] == "full_disk" and f.get("rank", 0) == rank), None)
     write_piece = files.write_piece
     first: set[int] = set()
 
@@ -111,7 +112,7 @@ def watch_saves() -> None:
         nonlocal written
         if full and "/checkpoints/" in os.readlink(f"/proc/self/fd/{descriptor}"):
             if written + len(piece) > full[0]:
-                raise OSError(errno.ENOSPC, "No space left on device")
+                raise OSError(getattr(errno, full[1]), os.strerror(getattr(errno, full[1])))
             written += len(piece)
         return write_piece(descriptor, piece)
 

@@ -34,6 +34,7 @@ TORCH_FREE = [
     "config.py",
     "cli.py",
     "train/manifest.py",
+    "train/listing.py",
     *sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("*/config.py")),
 ]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from moss_train.config import Decay, OptimConfig, Schedule
-from moss_train.train.optim import is_decayed, learning_rate
+from moss_train.errors import ConfigError
+from moss_train.train.optim import freeze, is_decayed, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,18 @@ def test_without_warmup_the_first_step_is_already_on_the_schedule() -> None:
 def test_which_parameters_are_decayed(name: str, dimensions: int, matrices: bool, release: bool) -> None:
     assert is_decayed(name, dimensions, Decay.matrices) is matrices
     assert is_decayed(name, dimensions, Decay.release) is release
+
+
+def test_patterns_freeze_by_name() -> None:
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in ("wte", "h", "lm_head")})
+    assert freeze(model.named_parameters(), ["wte.*", "lm_head.bias"]) == 3
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["h.weight", "h.bias", "lm_head.weight"]
+
+
+def test_a_pattern_that_matches_nothing_and_a_model_without_trained_parameters_are_refused() -> None:
+    model = torch.nn.ModuleDict({"wte": torch.nn.Linear(2, 2)})
+    with pytest.raises(ConfigError) as caught:
+        freeze(model.named_parameters(), ["*", "transformer.*"])
+    assert "'transformer.*', which matches no parameter; there are, for example, wte.weight and wte.bias" in str(caught.value)
+    assert "leaves nothing to train" in str(caught.value)
+    assert all(parameter.requires_grad for parameter in model.parameters())
