@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from moss_train.config import OptimConfig, Precision
 from moss_train.errors import ConfigError
+from moss_train.train.build_locks import remove_stale_build_locks
 from moss_train.train.optim import parameter_groups
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ def start() -> None:
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
         )
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        # The other ranks of this machine wait for the same locks.
+        remove_stale_build_locks()
     deepspeed = _deepspeed()
     if on_gpu():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
