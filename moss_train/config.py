@@ -386,6 +386,13 @@ def deepspeed_problems(section: dict[str, Any]) -> list[str]:
             found.append(
                 f"deepspeed.zero_optimization.{key}.device is nvme; expected cpu or none: checkpoints cannot be made of swapped state"
             )
+    offload = zero.get("offload_optimizer")
+    if isinstance(offload, dict) and offload.get("ratio", 1.0) != 1.0:
+        ratio = offload["ratio"]
+        found.append(f"deepspeed.zero_optimization.offload_optimizer.ratio is {ratio}; expected 1: the rest would not be saved")
+    for key in ("zenflow", "super_offload"):
+        if zero.get(key) or (isinstance(offload, dict) and offload.get(key)):
+            found.append(f"deepspeed.zero_optimization has {key}; expected none: checkpoints cannot be made of its state")
     stage = zero.get("stage")
     if stage not in (1, 2, 3):
         found.append(

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from moss_train import files
 from moss_train.artifacts import card, lineage
 from moss_train.artifacts.config import ExportJobConfig
 from moss_train.errors import DiskFullError, UsageError
@@ -79,7 +80,12 @@ def write_export(
         _write_configs(partial, model_config, tokenizer, DTYPES[dtype])
         (partial / "README.md").write_text(card.render(out.name, model_config, record), encoding="utf-8")
         identity = lineage.write(partial, record)
-        os.rename(partial, out)
+        for path in partial.iterdir():
+            with path.open("rb") as file:
+                files.sync(file.fileno())
+        files.sync_directory(partial)
+        files.rename(partial, out)
+        files.sync_directory(out.parent)
         return identity
     except (OSError, SafetensorError) as error:
         if is_disk_full(error):

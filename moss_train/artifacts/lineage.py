@@ -6,6 +6,7 @@ stands for the content. A parent is named by its id and its role; it need not be
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -134,8 +135,9 @@ def hash_files(directory: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+@functools.cache
 def code_version() -> dict[str, Any]:
-    """Version of this package, and the commit of the checkout it runs from where there is one."""
+    """Version of this package, and the commit of the checkout it runs from where there is one; as it was when first asked for."""
     found: dict[str, Any] = {"moss_train": moss_train.__version__}
     root = Path(moss_train.__file__).resolve().parents[1]
     if (root / ".git").exists():

@@ -191,6 +191,7 @@ def save(
     try:
         run.together(lambda: _prepare(partial, needed) if main else None)
         own = run.together(lambda: _translated(partial, lambda: _write_tensors(engine, shapes, partial, run.beat)))
+        run.rest("committing a checkpoint")
         entries = {name: entry for part in distributed.gather(own) for name, entry in part.items()}
         return run.together(
             lambda: (
@@ -311,8 +312,9 @@ def _commit(
     fingerprints = {"identity": lineage.hash_value(state.identity), "data": str(state.identity.get("data"))}
     manifest = Manifest(state.run_id, state.step, state.samples, fingerprints, entries)
     target = manifests.commit(partial, manifest)
-    verified.remember(target, manifest)
-    return target, identity
+    verified.remember(target, manifests.read_manifest(target))
+    # Where a good checkpoint of this step was there already, it stays.
+    return target, str((lineage.read(target) or {}).get("id", identity))
 
 
 def _sync_file(path: Path) -> None:
@@ -329,6 +331,7 @@ def find(run: Run, verified: manifests.Verified) -> Saved | None:
     Raises:
         CheckpointError: There are checkpoints, but none can be used.
     """
+    run.rest("verifying checkpoints")
     names = distributed.gather([path.name for _, path in manifests.committed(run.checkpoints)])[0]
     rejected: list[str] = []
     for name in names:

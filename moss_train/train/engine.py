@@ -36,8 +36,12 @@ _HF_DEEPSPEED_CONFIG: list[Any] = []
 """Keeps transformers' weak reference to the DeepSpeed configuration alive while models are built."""
 
 
-def start() -> None:
-    """Joins the process group: that of the launcher (deepspeed, torchrun, Slurm), or one of a single rank. Safe to call again."""
+def start(timeout_seconds: float = 0.0) -> None:
+    """Joins the process group: that of the launcher (deepspeed, torchrun, Slurm), or one of a single rank. Safe to call again.
+
+    Args:
+        timeout_seconds: Longest time a rank waits in a collective; at least half an hour.
+    """
     if dist.is_initialized():
         return
     # ninja compiles DeepSpeed's operators; it is installed beside this interpreter, which need not be on PATH.
@@ -55,7 +59,8 @@ def start() -> None:
     deepspeed = _deepspeed()
     if on_gpu():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu() else "gloo", timeout=timedelta(minutes=TIMEOUT_MINUTES), verbose=False)
+    timeout = timedelta(seconds=max(60 * TIMEOUT_MINUTES, timeout_seconds))
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu() else "gloo", timeout=timeout, verbose=False)
     dist.barrier()
     _unlink_shared_memory()
 
@@ -310,9 +315,20 @@ def adam_step(engine: Any) -> int:
 
 def set_adam_step(engine: Any, step: int) -> None:
     """Sets how many updates AdamW has counted, from which its bias correction follows."""
-    for flat in _flat_tensors(engine):
+    flats = _flat_tensors(engine)
+    for flat in flats:
         state = optimizer_state(engine, flat)
         state["step"] = torch.full_like(state["step"], float(step)) if torch.is_tensor(state["step"]) else step
+    inner = engine.optimizer.optimizer
+    if hasattr(inner, "ds_opt_adam"):
+        # DeepSpeed's CPU optimizer multiplies powers of beta up in float32 from call to call. Going through the calls again, on a dummy of
+        # one element, gives the products of a run without a break; computed anew they differ in the last bit.
+        values = [torch.zeros(1) for _ in range(4)]
+        group = inner.param_groups[0]
+        settings = (group["lr"], *group["betas"], group["eps"], group["weight_decay"], group["bias_correction"])
+        for number in range(1, step + 1):
+            for _ in flats:
+                inner.ds_opt_adam.adam_update(inner.opt_id, number, *settings, *values)
 
 
 def full_state(engine: Any) -> Iterator[tuple[str, str, torch.Tensor]]:
@@ -344,6 +360,7 @@ def computed_by(engine: Any) -> dict[str, Any]:
         "world_size": world_size(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if on_gpu() else "cpu",
+        "micro_batch_size": engine.train_micro_batch_size_per_gpu(),
         "zero_stage": engine.zero_optimization_stage(),
         "optimizer": type(engine.optimizer.optimizer).__name__,
         "model_dtype": str(next(engine.module.parameters()).dtype).removeprefix("torch."),

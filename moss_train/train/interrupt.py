@@ -6,6 +6,7 @@ it at the same step, save together and leave together. Before training begins th
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -28,7 +29,7 @@ class StopRequest:
         self.reason: str | None = None
         self.at_once = True
         """Whether a signal ends what is running by an exception; off while there is something to save."""
-        self._since = 0.0
+        self._first_ctrl_c = math.inf
         self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
@@ -45,17 +46,31 @@ class StopRequest:
     def ask(self, reason: str) -> None:
         """Asks for a stop, from any thread."""
         if self.reason is None:
-            self.reason, self._since = reason, time.monotonic()
+            self.reason = reason
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if self.reason is not None and number == signal.SIGINT and time.monotonic() - self._since > _SECOND_CTRL_C_SECONDS:
+        now = time.monotonic()
+        if number == signal.SIGINT:
+            self._first_ctrl_c = min(self._first_ctrl_c, now)
+        if number == signal.SIGINT and now - self._first_ctrl_c > _SECOND_CTRL_C_SECONDS:
             print("\nstopped at once by a second Ctrl-C; what was saved before stays", file=sys.stderr, flush=True)
             os._exit(130)
         first = self.reason is None
         self.ask(name)
         if self.at_once and first:
             raise PreemptedError(f"stopped by {name} before training began; there was nothing to save")
+
+
+_LAUNCHER: list[int | None] = []
+"""The process that launched this one, or None where it was started by hand."""
+
+
+def note_launcher() -> None:
+    """Remembers who launched this process. Called first before a process group exists: a run started by hand then gets the variables of a
+    launcher too."""
+    if not _LAUNCHER:
+        _LAUNCHER.append(os.getppid() if "LOCAL_RANK" in os.environ else None)
 
 
 class Launcher:
@@ -66,10 +81,11 @@ class Launcher:
 
     def __init__(self) -> None:
         self._watched: list[tuple[int, str]] = []
-        if "LOCAL_RANK" not in os.environ:
+        note_launcher()
+        parent = _LAUNCHER[0]
+        if parent is None:
             # Started by hand: a shell that is closed is no reason to stop.
             return
-        parent = os.getppid()
         self._watch(parent)
         if "deepspeed.launcher.launch" in _command_line(parent) or "launcher/launch.py" in _command_line(parent):
             grandparent = _parent_of(parent)

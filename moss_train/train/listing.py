@@ -39,7 +39,7 @@ def show(directory: Path, reads: bool, as_json: bool) -> int:
     found = found or manifest.committed(directory)
     if not found:
         raise CheckpointError(f"there is no checkpoint in {directory}: expected step-... directories there, or in checkpoints/ below it")
-    lines = [describe(path, reads) for _, path in found]
+    lines = [describe(path.resolve(), reads) for _, path in found]
     for line in lines:
         if as_json:
             print(json.dumps(line))

@@ -245,7 +245,8 @@ def rotate(directory: Path, keep: int, run_id: str, verified: Verified) -> list[
     """Removes all but the newest `keep` good checkpoints of a run.
 
     Damaged ones do not count, so that a good one is never removed in favour of one that cannot be read; those, and any of another run, are
-    left where they are.
+    left where they are. Once `keep` good ones are counted, an older one is removed without reading its hundreds of gigabytes first: it is
+    left only where its manifest is damaged.
 
     Returns:
         A line for each checkpoint that was found damaged.
@@ -255,10 +256,11 @@ def rotate(directory: Path, keep: int, run_id: str, verified: Verified) -> list[
         try:
             if read_manifest(path).run_id != run_id:
                 continue
+            if kept >= keep:
+                files.remove_directory(path)
+                continue
             verified.check(path)
             kept += 1
-            if kept > keep:
-                files.remove_directory(path)
         except DamagedError as error:
             damaged.append(f"{path.name}: {error}")
     return damaged

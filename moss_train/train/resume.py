@@ -94,8 +94,8 @@ def finished_metrics(run: Run, config: StageConfig, progress: loop.Progress, len
     if progress.step < length.steps or not config.export.enabled:
         return None
     out = run.dir / "export"
-    found = run.together(lambda: lineage.read(out) if out.is_dir() else None)
-    if found is None:
+    found = distributed.gather(lineage.read(out) if distributed.rank() == 0 and out.is_dir() else None)[0]
+    if found is None or found["details"].get("step") != progress.step:
         return None
     run.log(f"this run is finished: {length.steps} steps, export in {out}. run.resume=never starts anew")
     metrics: dict[str, float] = found["metrics"]
@@ -154,7 +154,9 @@ class Saver:
         )
         self._saved_step = progress.step
         self._run.log(f"saved {self.last_path} in {time.perf_counter() - started:.1f} s")
+        self._run.rest("removing old checkpoints")
         self._run.together(self._rotate)
+        self._run.beat("saved")
 
     def _rotate(self) -> None:
         if distributed.rank() == 0:

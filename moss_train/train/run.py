@@ -23,7 +23,7 @@ from moss_train.config import Resume, StageConfig
 from moss_train.errors import DataError, DiskFullError, LostRankError, MossTrainError, OutOfMemoryError, PreemptedError, UsageError
 from moss_train.train import engine as distributed
 from moss_train.train import manifest
-from moss_train.train.interrupt import StopRequest
+from moss_train.train.interrupt import StopRequest, note_launcher
 from moss_train.train.tracking import resident_gib, setup_logging
 from moss_train.train.watchdog import Watchdog
 
@@ -59,6 +59,16 @@ class Run:
         if self.watchdog is not None:
             self.watchdog.beat(doing)
 
+    def rest(self, doing: str) -> None:
+        """Tells that what comes now may take long: the limit for hangs begins with the next beat."""
+        if self.watchdog is not None:
+            self.watchdog.rest(doing)
+
+    @property
+    def doing(self) -> str:
+        """What this rank last said it was doing."""
+        return self.watchdog.doing if self.watchdog is not None else "starting"
+
     def write_config(self) -> None:
         """Writes config.yaml, on rank 0."""
         if distributed.rank() == 0:
@@ -72,16 +82,23 @@ class Run:
 
     def together(self, work: Callable[[], _Result]) -> _Result:
         """Runs `work` on every rank and raises on all of them when it fails on any, so that none waits for one that is gone."""
-        error: Exception | None = None
+        error: BaseException | None = None
         result: _Result | None = None
-        if self.watchdog is not None and self.stop.at_once:
+        if self.stop.at_once:
             # Reading and rendering data takes what it takes; the limit is for training.
-            self.watchdog.rest("preparing")
+            self.rest("preparing")
         try:
             result = work()
+        except PreemptedError:
+            # A signal may have struck inside a collective of `work`; another one now would not meet the others there.
+            raise
         except Exception as caught:
-            error = caught
-        failures = distributed.gather(None if error is None else _describe(error))
+            error = translate(caught, self.doing)
+        told: Any = contextlib.nullcontext()
+        if error is not None and self.watchdog is not None:
+            told = self.watchdog.pending(*_describe(error))
+        with told:
+            failures = distributed.gather(None if error is None else _describe(error))
         if error is not None:
             raise error
         for number, failure in enumerate(failures):
@@ -122,7 +139,8 @@ def open_run(config: StageConfig, stage: str) -> Iterator[Run]:
     Raises:
         MossTrainError: What ended the run, on every rank; on those that did not meet it themselves, with its message and code.
     """
-    distributed.start()
+    note_launcher()
+    distributed.start(2 * config.train.hang_seconds)
     directory = Path(config.run.dir or "")
     main_rank = distributed.rank() == 0
     run = Run(stage, directory, plain(asdict(config)), StopRequest())
@@ -163,6 +181,7 @@ def open_run(config: StageConfig, stage: str) -> Iterator[Run]:
         if main_rank:
             write_outcome(0, "finished")
     except BaseException as error:
+        run.stop.at_once = False
         ending = _explain(error, watchdog)
         watchdog.fail(getattr(ending, "exit_code", 1), str(ending) if isinstance(ending, MossTrainError) else _describe(ending)[1])
         if isinstance(ending, MossTrainError):
@@ -181,18 +200,34 @@ _PEER_LEFT = ("connection closed by peer", "connection reset", "connection refus
 _NO_MEMORY = ("can't allocate memory", "out of memory", "cannot allocate memory")
 
 
-def _explain(error: BaseException, watchdog: Watchdog) -> BaseException:
-    """The error that a run ends with: the cause where `error` is only a consequence, and ours where a library's has a meaning."""
+def translate(error: BaseException, doing: str) -> BaseException:
+    """An error of ours in place of a library's that means no memory or no space; others as they are."""
     if isinstance(error, MossTrainError):
         return error
     text = f"{type(error).__name__}: {error}".lower()
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)):
+    no_memory = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY))
+    if no_memory or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         first_line = str(error).splitlines()[0] if str(error) else "no memory is left"
-        return OutOfMemoryError(
-            f"rank {distributed.rank()} has no memory left after: {watchdog.doing} ({first_line}). Lower train.micro_batch_size (the "
-            "global batch stays the same) or data.seq_len, set model.recompute=true, or choose deepspeed=zero3_offload. The newest "
-            "checkpoint is untouched"
+        translated: MossTrainError = OutOfMemoryError(
+            f"rank {distributed.rank()} has no memory left after: {doing} ({first_line}). Lower train.micro_batch_size (the global batch "
+            "stays the same) or data.seq_len, set model.recompute=true, or choose deepspeed=zero3_offload. The newest checkpoint is "
+            "untouched"
         )
+    elif files.is_disk_full(error):
+        where = getattr(error, "filename", None) or "a disk that this run writes to"
+        translated = DiskFullError(f"no space is left at {where} ({error}). Free some, and give the same command again")
+    else:
+        return error
+    translated.__cause__ = error
+    return translated
+
+
+def _explain(error: BaseException, watchdog: Watchdog) -> BaseException:
+    """The error that a run ends with: the cause where `error` is only a consequence, and ours where a library's has a meaning."""
+    error = translate(error, watchdog.doing)
+    if isinstance(error, MossTrainError):
+        return error
+    text = f"{type(error).__name__}: {error}".lower()
     if isinstance(error, RuntimeError) and any(words in text for words in _PEER_LEFT):
         cause = watchdog.failure(wait_seconds=8.0)
         return cause or LostRankError(

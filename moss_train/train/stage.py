@@ -170,12 +170,12 @@ def train_stage(
         # All ranks are here, and another run may follow in this process.
         distributed.release(engine)
         raise
-    if run.watchdog is not None:
-        run.watchdog.rest("exporting")
+    run.rest("exporting")
     if config.export.enabled:
         trained = config.train.precision.value
         dtype = trained if config.export.dtype is ExportDtype.auto else config.export.dtype.value
         whole = distributed.full_parameters(engine, master_weights=dtype != trained)
+        run.together(partial(_move_stale_export, run))
         source = [lineage.Parent("source", saver.last_id, saver.last_path.name)] if saver.last_path is not None else []
         identity_of_export = run.together(lambda: export(whole, model.config, dtype, record("export", source, last)))
         out = run.dir / "export"
@@ -184,6 +184,18 @@ def train_stage(
         run.log(f'or anywhere: AutoModelForCausalLM.from_pretrained("{out}")')
     distributed.release(engine)
     return last
+
+
+def _move_stale_export(run: Run) -> None:
+    """Makes way for an export: one from before the run was extended, or trained again from an earlier checkpoint, is kept beside it."""
+    out = run.dir / "export"
+    if distributed.rank() == 0 and out.is_dir():
+        step = ((lineage.read(out) or {}).get("details") or {}).get("step", "unknown")
+        number = 1
+        while (aside := out.with_name(f"export.step-{step}" + (f".{number}" if number > 1 else ""))).exists():
+            number += 1
+        out.rename(aside)
+        run.log(f"the earlier export, of step {step}, is now {aside.name}")
 
 
 def _train(

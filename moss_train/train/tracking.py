@@ -6,8 +6,10 @@ Nothing here may stop a run: Weights & Biases being away costs a warning.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -33,9 +35,16 @@ def setup_logging(run_dir: Path | None, is_rank0: bool, current_rank: int) -> No
     root.setLevel(logging.INFO if is_rank0 else logging.WARNING)
     root.propagate = False
     if is_rank0 and run_dir is not None:
-        file = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
+        file = _LogFile(run_dir / "train.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(file)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk does not turn into a traceback for every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """What could not be written is on the console."""
 
 
 class _Console(logging.Handler):
@@ -91,7 +100,7 @@ class Tracker:
         self.tokens_seen += report.tokens
         self._seconds = [*self._seconds[-19:], report.seconds]
         event = {f"train/{name}": value for name, value in report.metrics.items()} | {
-            "train/grad_norm": report.grad_norm,
+            **({"train/grad_norm": report.grad_norm} if math.isfinite(report.grad_norm) else {}),
             "train/lr": report.learning_rate,
             f"train/{self.weight_name}": report.weight,
             "perf/tokens_per_second": report.tokens / report.seconds,
@@ -129,13 +138,15 @@ class Tracker:
             found = {name.removeprefix("eval/"): value for name, value in event.items() if name.startswith("eval/")}
             if found:
                 return found
-        return {}
+        trained: dict[str, Any] = next((event for event in reversed(self._earlier) if "train/loss" in event), {})
+        return {name: value for name, value in trained.items() if name in ("train/loss", "train/accuracy")}
 
     def close(self) -> None:
         """Ends reporting and draws the loss."""
         if self._bar is not None:
             self._bar.stop()
-        self._metrics.close()
+        with contextlib.suppress(OSError):
+            self._metrics.close()
         try:
             plot_loss(self.run_dir / "metrics.jsonl", self.run_dir / "plots" / "loss.png")
         except Exception as error:
@@ -250,7 +261,7 @@ def _start_wandb(config: TrackingConfig, run_dir: Path, resolved: dict[str, Any]
             config=resolved,
             reinit="finish_previous",
             # Without a key it would ask on the terminal, while the other ranks wait.
-            settings=wandb.Settings(login_timeout=20),
+            settings=wandb.Settings(login_timeout=20, finish_timeout=60),
         )
     except Exception as error:
         _log.warning(f"Weights & Biases could not be started ({error}); the run goes on, metrics.jsonl has everything")

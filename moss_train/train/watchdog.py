@@ -1,11 +1,12 @@
-"""Watches a run from a thread of each rank, so that no rank waits for one that is gone.
+"""Watches a run from two threads of each rank, so that no rank waits for one that is gone.
 
 What a rank meets while the others are inside a collective, they cannot be told through that collective. So each rank has a thread that
-looks, twice a second, at a small store which rank 0 hosts:
+talks to a small store which rank 0 hosts, and one that draws the conclusions and never waits for anything:
 
 - a rank that fails writes its message and exit code there; all others end with the same;
 - a rank of this machine whose process is gone, or one of another machine that gives no sign of life, is named there;
 - a rank that makes no progress for `train.hang_seconds` is named there, and every rank writes the stacks of its threads to `stacks/`;
+- a store that is gone, or does not answer, means that rank 0 or its machine is;
 - a launcher that is gone becomes a request to save and stop.
 """
 
@@ -33,10 +34,13 @@ from moss_train.train.interrupt import Launcher, StopRequest, is_alive
 _LOOK_SECONDS = 0.5
 _SIGN_OF_LIFE_SECONDS = 5.0
 _LOST_SECONDS = 45.0
-"""A rank of another machine without a sign of life for this long is lost."""
+"""A rank of another machine without a sign of life for this long is lost; so is rank 0 when its store does not answer."""
 _GRACE_SECONDS = 5.0
 """How long a rank may take to end by itself, with its own message, once a failure is known."""
-_HEARD_SECONDS = 3.0
+_PENDING_SECONDS = 10.0
+"""How long a rank that failed waits for the others to come to where it can tell them, before it is told through the store."""
+_HEARD_SECONDS = 15.0
+"""How long rank 0, which hosts the store, waits until the others know how the run ended."""
 _REPORT_SECONDS = 20.0
 """How long the others wait for rank 0 to say what happened: a launcher kills it when one of them leaves."""
 
@@ -62,15 +66,29 @@ class Watchdog:
         self._beat = (time.monotonic(), "starting")
         self._ending = threading.Event()
         self._closed = threading.Event()
-        self._store = self._make_store()
-        here = socket.gethostname()
-        peers = distributed.gather((here, os.getpid()))
-        self._local_peers = {rank: pid for rank, (host, pid) in enumerate(peers) if host == here and rank != self._rank}
-        self._remote_peers = [rank for rank, (host, _) in enumerate(peers) if host != here]
-        self._hosts = [host for host, _ in peers]
+        self._wake = threading.Event()
+        self._known: dict[str, Any] | None = None
+        self._reported = False
+        """Rank 0 has said how the run ended."""
+        self._heard = False
+        """This rank knows that, and rank 0 knows that it does."""
+        self._outbox: dict[str, Any] | None = None
+        self._pending: tuple[int, str, float] | None = None
+        self._answered = time.monotonic()
+        self._store_is_gone = False
+        self._store: Any = self._make_store()
+        here = _machine()
+        peers = distributed.gather((here, socket.gethostname(), os.getpid()))
+        self._hosts = [host for _, host, _ in peers]
+        self._local_peers = {rank: pid for rank, (machine, _, pid) in enumerate(peers) if machine == here and rank != self._rank}
+        self._remote_peers = [rank for rank, (machine, _, _) in enumerate(peers) if machine != here]
         self._signs: dict[int, tuple[bytes, float]] = {}
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=work, name=f"watchdog: {name}", daemon=True)
+            for name, work in (("store", self._talk), ("watch", self._watch))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def doing(self) -> str:
@@ -89,9 +107,8 @@ class Watchdog:
         """What another rank was found to have met, if anything: the cause behind an error of a collective."""
         until = time.monotonic() + wait_seconds
         while True:
-            try:
-                known = self._read()
-            except Exception:
+            known = self._known
+            if known is None and self._store_is_gone:
                 known = self._rank0_gone()
             if known is not None and known["rank"] != self._rank:
                 return _as_error(known)
@@ -99,25 +116,32 @@ class Watchdog:
                 return None
             time.sleep(0.1)
 
+    @contextlib.contextmanager
+    def pending(self, code: int, message: str) -> Any:
+        """While this rank tries to tell the others of its failure in a collective: if they do not come there, the store tells them."""
+        self._pending = (code, message, time.monotonic() + _PENDING_SECONDS)
+        try:
+            yield
+        finally:
+            self._pending = None
+
     def fail(self, code: int, message: str) -> None:
-        """Tells all ranks that this one ends, and how; rank 0 has then written the outcome before any rank leaves."""
+        """Tells all ranks that this one ends, and how; the outcome is written down before any rank leaves."""
         self._ending.set()
-        self._publish(code, message)
-        self._closed.set()
-        if self._speaks:
+        if self._rank == 0:
             self._write_outcome(code, message)
-            if self._rank != 0:
-                report(message, code)
-            self._tell_the_others()
-        else:
-            self._wait_for_report()
+        self._publish(code, message)
+        self._leave(code, message, said=self._rank == 0)
+        self._closed.set()
 
     def close(self) -> None:
         """Ends the watch; every rank has come to the end of the run."""
         self._ending.set()
         distributed.barrier()
         self._closed.set()
-        self._thread.join()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join()
         # Whoever hosts the store leaves last.
         distributed.barrier()
         self._store = None
@@ -132,67 +156,97 @@ class Watchdog:
         port = distributed.gather(port)[0]
         return store or dist.TCPStore(address, port, self._world, is_master=False, wait_for_workers=False, timeout=timeout)
 
-    def _watch(self) -> None:
+    # The thread that talks to the store. A call may never return, when rank 0's machine is away.
+    def _talk(self) -> None:
         next_sign = 0.0
+        while not self._closed.is_set():
+            try:
+                if time.monotonic() >= next_sign:
+                    since, doing = self._beat
+                    self._store.set(f"sign/{self._rank}", json.dumps([time.time(), doing, round(time.monotonic() - since, 1)], default=str))
+                    next_sign = time.monotonic() + _SIGN_OF_LIFE_SECONDS
+                if self._outbox is not None:
+                    # The first word stands: what follows on other ranks is its consequence.
+                    self._store.compare_set("failure", "", json.dumps(self._with_the_slowest(self._outbox)))
+                    self._outbox = None
+                if self._known is None and self._store.check(["failure"]):
+                    self._known = json.loads(self._store.get("failure"))
+                if self._known is not None and not self._heard:
+                    if self._rank == 0 and self._reported:
+                        self._store.set("reported", "1")
+                    if self._known["reported"] or self._store.check(["reported"]):
+                        self._store.add("heard", 1)
+                        self._heard = True
+                if self._rank == 0 and self._known is None:
+                    self._look_at_signs()
+            except Exception:
+                self._store_is_gone = True
+                return
+            self._answered = time.monotonic()
+            self._wake.wait(0.1 if self._known is not None else _LOOK_SECONDS)
+            self._wake.clear()
+
+    def _look_at_signs(self) -> None:
+        now = time.monotonic()
+        for rank in self._remote_peers:
+            sign = self._store.get(f"sign/{rank}") if self._store.check([f"sign/{rank}"]) else b""
+            last, since = self._signs.get(rank, (b"", now))
+            self._signs[rank] = (sign, now if sign != last else since)
+            if now - self._signs[rank][1] > _LOST_SECONDS and not self._ending.is_set():
+                self._publish(LostRankError.exit_code, self._gone(rank))
+                return
+
+    def _with_the_slowest(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Names, for a hang, the rank that has been silent longest: whose timer fires first is often one that waits for it."""
+        if not record["stacks"]:
+            return record
+        silent = []
+        for rank in range(self._world):
+            if self._store.check([f"sign/{rank}"]):
+                _, doing, seconds = json.loads(self._store.get(f"sign/{rank}"))
+                silent.append((float(seconds), rank, doing))
+        if silent:
+            _, rank, doing = max(silent)
+            slowest = f"Longest without progress: rank {rank} on {self._hosts[rank]}, after: {doing}"
+            record = {**record, "message": f"{record['message']}. {slowest}"}
+        return record
+
+    # The thread that draws conclusions. It waits for nothing but the clock.
+    def _watch(self) -> None:
         while not self._closed.wait(_LOOK_SECONDS):
             now = time.monotonic()
-            try:
-                if now >= next_sign:
-                    self._store.set(f"sign/{self._rank}", str(now))
-                    next_sign = now + _SIGN_OF_LIFE_SECONDS
-                known = self._read()
-            except Exception:
-                if self._closed.is_set() or self._ending.is_set():
+            known = self._known
+            if known is None and (self._store_is_gone or now - self._answered > _LOST_SECONDS):
+                if self._ending.is_set():
                     return
-                known = self._rank0_gone()
+                known = self._known = self._rank0_gone()
             if known is not None:
                 self._end(known)
                 return
             if self._launcher.is_gone():
                 self._stop.ask("the launcher that started this rank is gone")
-            if not self._ending.is_set():
-                self._look_at_peers(now)
-                self._look_at_progress(now)
+            if self._ending.is_set():
+                continue
+            self._look_at_local_peers()
+            since, doing = self._beat
+            if now - since > self._hang_seconds:
+                self._publish(
+                    LostRankError.exit_code,
+                    f"rank {self._rank} on {self._hosts[self._rank]} has made no progress for {now - since:.0f} s (train.hang_seconds), "
+                    f"after: {doing}. The stacks of all ranks are in {self._directory / 'stacks'}; the newest checkpoint is untouched",
+                    stacks=True,
+                )
+            if self._pending is not None and now > self._pending[2]:
+                self._publish(self._pending[0], self._pending[1])
 
-    def _look_at_peers(self, now: float) -> None:
+    def _look_at_local_peers(self) -> None:
         for rank, pid in self._local_peers.items():
             if not is_alive(pid):
                 # It may have told why before it left.
                 time.sleep(1.0)
-                if not self._ending.is_set():
+                if not self._ending.is_set() and self._known is None:
                     self._publish(LostRankError.exit_code, self._gone(rank, pid))
                 return
-        if self._rank != 0:
-            return
-        for rank in self._remote_peers:
-            sign = self._store.get(f"sign/{rank}") if self._store.check([f"sign/{rank}"]) else b""
-            last, since = self._signs.get(rank, (b"", now))
-            self._signs[rank] = (sign, now if sign != last else since)
-            if now - self._signs[rank][1] > _LOST_SECONDS:
-                self._publish(LostRankError.exit_code, self._gone(rank))
-                return
-
-    def _look_at_progress(self, now: float) -> None:
-        since, doing = self._beat
-        if now - since > self._hang_seconds:
-            message = (
-                f"rank {self._rank} on {self._hosts[self._rank]} has made no progress for {now - since:.0f} s (train.hang_seconds), after: "
-                f"{doing}. The stacks of all ranks are in {self._directory / 'stacks'}; the newest checkpoint is untouched"
-            )
-            self._publish(LostRankError.exit_code, message, stacks=True)
-
-    def _rank0_gone(self) -> dict[str, Any]:
-        return {"rank": 0, "code": LostRankError.exit_code, "message": self._gone(0), "stacks": False}
-
-    @property
-    def _speaks(self) -> bool:
-        """Whether this rank says how the run ended: rank 0, or rank 1 when the store is gone with rank 0."""
-        if self._rank > 1:
-            return False
-        try:
-            return self._rank == 0 or not self._store.check(["sign/0"])
-        except Exception:
-            return True
 
     def _gone(self, rank: int, pid: int | None = None) -> str:
         process = f" (process {pid})" if pid else ""
@@ -201,33 +255,14 @@ class Watchdog:
             "there). The newest checkpoint is untouched; the same command goes on from it"
         )
 
+    def _rank0_gone(self) -> dict[str, Any]:
+        return {"rank": 0, "code": LostRankError.exit_code, "message": self._gone(0), "stacks": False, "reported": False}
+
     def _publish(self, code: int, message: str, stacks: bool = False) -> None:
-        record = json.dumps({"rank": self._rank, "code": code, "message": message, "stacks": stacks})
-        # The first word stands: what follows on other ranks is its consequence.
-        with contextlib.suppress(Exception):
-            self._store.compare_set("failure", "", record)
-
-    def _read(self) -> dict[str, Any] | None:
-        if self._store is None or not self._store.check(["failure"]):
-            return None
-        record: dict[str, Any] = json.loads(self._store.get("failure"))
-        return record
-
-    def _tell_the_others(self) -> None:
-        """Lets the other ranks leave, and waits until they have heard: the store ends with this process."""
-        until = time.monotonic() + _HEARD_SECONDS
-        with contextlib.suppress(Exception):
-            self._store.set("reported", "1")
-            alive = self._world - 1 - sum(not is_alive(pid) for pid in self._local_peers.values())
-            while self._store.add("heard", 0) < alive and time.monotonic() < until:
-                time.sleep(0.05)
-
-    def _wait_for_report(self) -> None:
-        until = time.monotonic() + _REPORT_SECONDS
-        with contextlib.suppress(Exception):
-            while not self._store.check(["reported"]) and time.monotonic() < until:
-                time.sleep(0.1)
-            self._store.add("heard", 1)
+        if self._outbox is None and self._known is None:
+            said = self._rank == 0 and self._ending.is_set()
+            self._outbox = {"rank": self._rank, "code": code, "message": message, "stacks": stacks, "reported": said}
+            self._wake.set()
 
     def _end(self, known: dict[str, Any]) -> None:
         """Ends this process as `known` says, unless the main thread does so first."""
@@ -236,14 +271,45 @@ class Watchdog:
         elif self._ending.wait(_GRACE_SECONDS):
             return
         self._ending.set()
-        if self._speaks:
-            with contextlib.suppress(Exception):
-                self._write_outcome(known["code"], known["message"])
-            report(known["message"], known["code"])
-            self._tell_the_others()
-        else:
-            self._wait_for_report()
+        self._leave(known["code"], known["message"], said=False)
         os._exit(known["code"])
+
+    def _leave(self, code: int, message: str, said: bool) -> None:
+        """Sees to it that how the run ended is written down and printed once, before this rank goes."""
+        if self._rank == 0:
+            if not said:
+                self._say(code, message)
+            self._reported = True
+            self._wake.set()
+            # The store ends with this process.
+            self._wait(_HEARD_SECONDS, lambda: self._count_heard() >= self._count_alive())
+            return
+        self._wait(_REPORT_SECONDS, lambda: self._heard or self._store_is_gone)
+        if not self._heard and self._is_lowest_of_the_living():
+            self._say(code, message)
+
+    def _say(self, code: int, message: str) -> None:
+        with contextlib.suppress(Exception):
+            self._write_outcome(code, message)
+        report(message, code)
+
+    def _is_lowest_of_the_living(self) -> bool:
+        """Rank 0 is not there to speak: one rank of each machine does."""
+        return not any(rank < self._rank and is_alive(pid) for rank, pid in self._local_peers.items() if rank != 0)
+
+    def _count_alive(self) -> int:
+        return 1 + sum(is_alive(pid) for pid in self._local_peers.values()) + len(self._remote_peers)
+
+    def _count_heard(self) -> int:
+        try:
+            return int(self._store.add("heard", 0))
+        except Exception:
+            return self._world
+
+    def _wait(self, seconds: float, done: Callable[[], bool]) -> None:
+        until = time.monotonic() + seconds
+        while not done() and time.monotonic() < until:
+            time.sleep(0.05)
 
     def _dump_stacks(self) -> None:
         with contextlib.suppress(OSError):
@@ -253,6 +319,15 @@ class Watchdog:
                 file.write(f"rank {self._rank}, last said to be: {self.doing}\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
+
+
+def _machine() -> tuple[str, ...]:
+    """Tells machines apart, and containers of one machine whose processes do not see one another."""
+    found = [socket.gethostname()]
+    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text(), lambda: os.readlink("/proc/self/ns/pid")):
+        with contextlib.suppress(OSError):
+            found.append(read().strip())
+    return tuple(found)
 
 
 def _as_error(known: dict[str, Any]) -> LostRankError:

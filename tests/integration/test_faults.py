@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -68,18 +69,21 @@ def test_a_loss_spike_is_left_out_and_counted(tmp_path: Path) -> None:
     assert "the update is left out" in output
 
 
-def test_an_error_on_one_rank_ends_all_with_its_message(tmp_path: Path) -> None:
-    codes, output = strike(tmp_path, {"kind": "raise", "step": 4, "rank": 1})
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_on_one_rank_ends_all_with_its_message(tmp_path: Path, rank: int) -> None:
+    codes, output = strike(tmp_path, {"kind": "raise", "step": 4, "rank": rank})
     assert codes == [1, 1]
     assert output.count("Traceback") == 1, "the rank that met it shows where, the others do not"
     assert "ValueError: an injected error at step 4" in status(tmp_path / "run")["message"]
     assert steps(tmp_path / "run") == [2]
 
 
-def test_no_memory_names_the_shape_and_what_to_lower(tmp_path: Path) -> None:
-    codes, output = strike(tmp_path, {"kind": "memory", "step": 4, "rank": 1}, "train.micro_batch_size=3")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_memory_names_the_shape_and_what_to_lower(tmp_path: Path, rank: int) -> None:
+    codes, output = strike(tmp_path, {"kind": "memory", "step": 4, "rank": rank}, "train.micro_batch_size=3")
     assert codes == [8, 8]
-    assert "rank 1 has no memory left after: step 4, micro-batch 1 of 2: [3, 256] tokens" in output
+    assert status(tmp_path / "run")["exit_code"] == 8
+    assert re.search(rf"rank {rank} has no memory left after: step 4, micro-batch 1 of 2: \[3, \d+\] tokens", output)
     for setting in ("train.micro_batch_size", "data.seq_len", "model.recompute=true", "deepspeed=zero3_offload"):
         assert setting in output
     assert "Traceback" not in output

@@ -189,6 +189,18 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     assert status(tmp_path / "run")["state"] == "finished"
 
 
+def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
+    """Its first export is kept beside the new one, and never taken for it."""
+    train(1, tmp_path / "run", "train.steps=2", "export.enabled=true")
+    longer = ("train.steps=3", "export.enabled=true", "run.allow_changes=[train.steps]")
+    assert "the earlier export, of step 2, is now export.step-2" in train(1, tmp_path / "run", *longer)
+    exported = json.loads((tmp_path / "run" / "export" / "lineage.json").read_text())
+    newest = json.loads((checkpoint(tmp_path / "run", 3) / "lineage.json").read_text())
+    assert exported["details"]["step"] == 3
+    assert [parent["id"] for parent in exported["parents"]] == [newest["id"]]
+    assert "this run is finished" in train(1, tmp_path / "run", *longer)
+
+
 def test_an_evaluation_that_a_kill_cost_is_made_up(tmp_path: Path) -> None:
     evaluating = ("train.steps=4", "train.eval_every=2", "data.holdout=0.1")
     train(2, tmp_path / "run", *evaluating)
