@@ -33,13 +33,13 @@ from moss_train.train.interrupt import Launcher, StopRequest, is_alive
 
 _LOOK_SECONDS = 0.5
 _SIGN_OF_LIFE_SECONDS = 5.0
-_LOST_SECONDS = 45.0
+_LOST_SECONDS = 35.0
 """A rank of another machine without a sign of life for this long is lost; so is rank 0 when its store does not answer."""
 _GRACE_SECONDS = 5.0
 """How long a rank may take to end by itself, with its own message, once a failure is known."""
 _PENDING_SECONDS = 10.0
 """How long a rank that failed waits for the others to come to where it can tell them, before it is told through the store."""
-_HEARD_SECONDS = 15.0
+_HEARD_SECONDS = 8.0
 """How long rank 0, which hosts the store, waits until the others know how the run ended."""
 _REPORT_SECONDS = 20.0
 """How long the others wait for rank 0 to say what happened: a launcher kills it when one of them leaves."""
@@ -219,6 +219,7 @@ class Watchdog:
             if known is None and (self._store_is_gone or now - self._answered > _LOST_SECONDS):
                 if self._ending.is_set():
                     return
+                self._store_is_gone = True
                 known = self._known = self._rank0_gone()
             if known is not None:
                 self._end(known)

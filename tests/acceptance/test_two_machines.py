@@ -74,7 +74,8 @@ def children_of(pid: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_machine_that_falls_silent_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_machine_that_falls_silent_is_named(tmp_path: Path, silent: int) -> None:
     """Stopped, not killed: no connection breaks, as when a cable is pulled. Its signs of life are missed."""
     faults = [{"kind": "slow_step", "seconds": 0.2}, *({"kind": "host", "rank": rank, "name": f"machine-{rank}"} for rank in (0, 1))]
     ranks = Ranks(2, "tests/programs/faulty.py", *arguments(tmp_path / "run", "train.steps=2000"), FAULTS=json.dumps(faults))
@@ -82,10 +83,11 @@ def test_a_machine_that_falls_silent_is_named(tmp_path: Path) -> None:
     while not steps(tmp_path / "run"):
         assert time.monotonic() < until, ranks.output
         time.sleep(0.1)
-    ranks.ranks[1].signal(signal.SIGSTOP)
+    ranks.ranks[silent].signal(signal.SIGSTOP)
     since = time.monotonic()
-    assert ranks.ranks[0].wait(90) == 9
+    assert ranks.ranks[1 - silent].wait(90) == 9
     assert time.monotonic() - since < 60
-    assert "rank 1 on machine-1 is gone" in ranks.output
+    assert f"rank {silent} on machine-{silent} is gone" in ranks.output
+    assert status(tmp_path / "run")["exit_code"] == 9
     ranks.kill()
     ranks.wait(10)
