@@ -116,11 +116,11 @@ def watch_saves() -> None:
             written += len(piece)
         return write_piece(descriptor, piece)
 
-    for fault in FAULTS:
-        if fault["kind"] == "die_in_save" and fault["rank"] == int(os.environ.get("RANK", "0")):
-            die_at_call(fault["call"], fault["ordinal"])
     checkpoint.TensorFile.add = slow_add  # type: ignore[method-assign]
     files.write_piece = full_write
+    for fault in FAULTS:
+        if fault["kind"] == "die_in_save" and fault["rank"] == rank:
+            die_at_call(fault["call"], fault["ordinal"])
 
 
 def die_at_call(name: str, ordinal: int) -> None:
