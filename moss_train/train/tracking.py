@@ -261,7 +261,7 @@ def _start_wandb(config: TrackingConfig, run_dir: Path, resolved: dict[str, Any]
             config=resolved,
             reinit="finish_previous",
             # Without a key it would ask on the terminal, while the other ranks wait.
-            settings=wandb.Settings(login_timeout=20, finish_timeout=60),
+            settings=wandb.Settings(login_timeout=float(os.environ.get("WANDB_LOGIN_TIMEOUT", "20")), finish_timeout=60),
         )
     except Exception as error:
         _log.warning(f"Weights & Biases could not be started ({error}); the run goes on, metrics.jsonl has everything")

@@ -78,7 +78,7 @@ def test_an_error_on_one_rank_ends_all_with_its_message(tmp_path: Path, rank: in
     assert steps(tmp_path / "run") == [2]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_memory_names_the_shape_and_what_to_lower(tmp_path: Path, rank: int) -> None:
     codes, output = strike(tmp_path, {"kind": "memory", "step": 4, "rank": rank}, "train.micro_batch_size=3")
     assert codes == [8, 8]
@@ -113,7 +113,7 @@ def test_a_rank_asleep_ends_all_with_the_stacks_of_all(tmp_path: Path) -> None:
     assert status(tmp_path / "run")["exit_code"] == 9
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_full_disk_keeps_what_was_saved(tmp_path: Path, rank: int) -> None:
     """The second save fails on one rank, after some of it is written."""
     from moss_train.train import manifest

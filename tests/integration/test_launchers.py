@@ -157,6 +157,7 @@ def test_wandb_being_away_does_not_stop_the_run(tmp_path: Path) -> None:
         "WANDB_API_KEY": "0" * 40,
         "WANDB_INIT_TIMEOUT": "5",
         "WANDB_HTTP_TIMEOUT": "3",
+        "WANDB_LOGIN_TIMEOUT": "3",
     }
     result = succeeded(forked(1, "scripts/sft.py", *arguments, **away))
     assert "the run goes on" in result.stdout

@@ -22,6 +22,7 @@ def check_same_losses(folder: Path, sections: tuple[str, ...]) -> None:
         assert curve == pytest.approx(curves["zero3"], abs=1e-3), section
 
 
+@pytest.mark.slow
 def test_zero1_and_zero2_train_as_zero3_does(tmp_path: Path) -> None:
     check_same_losses(tmp_path, ("zero1", "zero2", "zero3"))
 
