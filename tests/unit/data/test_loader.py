@@ -29,6 +29,7 @@ class Document(NamedTuple):
 
     input_ids: list[int]
     loss_mask: list[bool]
+    origin: str = "made"
 
 
 def documents(count: int = 23, longest: int = 60, seed: int = 0) -> list[Document]:
@@ -194,3 +195,13 @@ def test_a_batch_on_a_gpu_is_equal(dataset: RowDataset) -> None:
     torch.cuda.synchronize()
     for name in ("input_ids", "targets", "position_ids"):
         assert torch.equal(getattr(moved, name).cpu(), getattr(batch, name))
+
+
+def test_the_origins_of_a_sample_are_those_of_its_row() -> None:
+    """What a message about a bad step names."""
+    made = [document._replace(origin=f"file:{number}") for number, document in enumerate(documents())]
+    dataset = RowDataset(made, 64, 5, pad_id=PAD)
+    for number in range(2 * len(dataset)):
+        ids = dataset.sample(number).input_ids.tolist()
+        found = [made[int(origin.removeprefix("file:"))].input_ids[:-1] for origin in dataset.origins_of_sample(number)]
+        assert [token for part in found for token in part] == ids
