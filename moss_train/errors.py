@@ -78,6 +78,14 @@ class LostRankError(MossTrainError):
     exit_code = 9
 
 
+class FailedElsewhereError(MossTrainError):
+    """Another rank failed; this one ends with its message and exit code."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class PreemptedError(MossTrainError):
     """Asked to stop; what was trained is saved, and the same command goes on from there."""
 

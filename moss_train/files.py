@@ -90,6 +90,12 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
+def sync_file(path: Path) -> None:
+    """Waits until a file that another library wrote is on disk."""
+    with path.open("rb") as file:
+        sync(file.fileno())
+
+
 def sync_directory(directory: Path) -> None:
     """Waits until the names in a directory are on disk."""
     descriptor = os.open(directory, os.O_RDONLY)

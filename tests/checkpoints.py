@@ -16,8 +16,9 @@ from moss_train import files
 from moss_train.artifacts import lineage
 from moss_train.files import FileEntry
 from moss_train.train import manifest as manifests
-from moss_train.train.checkpoint import PARTS, STATE_NAME, RunState, TensorFile, deal, iterate_tensors, tensor_name
+from moss_train.train.checkpoint import STATE_NAME, RunState
 from moss_train.train.manifest import Manifest
+from moss_train.train.tensors import PARTS, TensorFile, deal, iterate_tensors, tensor_name
 
 RUN = "7f3c5a1e9b2d4f60"
 OTHER_RUN = "00c0ffee00c0ffee"

@@ -49,7 +49,7 @@ def checkpoint(run_dir: Path, step: int) -> Path:
 
 def tensors_digest(run_dir: Path, step: int) -> str:
     """Hash over the weights and moments of a checkpoint, by name, however they are divided over files."""
-    from moss_train.train.checkpoint import iterate_tensors
+    from moss_train.train.tensors import iterate_tensors
 
     digest = hashlib.sha256()
     for name, tensor in iterate_tensors(checkpoint(run_dir, step)):

@@ -24,7 +24,6 @@ from moss_train import files
 from moss_train.artifacts import card, lineage
 from moss_train.artifacts.config import ExportJobConfig
 from moss_train.errors import DiskFullError, UsageError
-from moss_train.files import is_disk_full
 
 if TYPE_CHECKING:
     from moss_train.data.tokenizer import MossTokenizer
@@ -81,14 +80,13 @@ def write_export(
         (partial / "README.md").write_text(card.render(out.name, model_config, record), encoding="utf-8")
         identity = lineage.write(partial, record)
         for path in partial.iterdir():
-            with path.open("rb") as file:
-                files.sync(file.fileno())
+            files.sync_file(path)
         files.sync_directory(partial)
         files.rename(partial, out)
         files.sync_directory(out.parent)
         return identity
     except (OSError, SafetensorError) as error:
-        if is_disk_full(error):
+        if files.is_disk_full(error):
             raise DiskFullError(f"no space is left at {out.parent} for the export; free some, or name another place") from error
         raise
     finally:

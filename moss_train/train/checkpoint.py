@@ -14,34 +14,32 @@ goes. On resuming a rank reads only the slices that it will hold, under any numb
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import math
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from moss_train import files
 from moss_train.artifacts import lineage
 from moss_train.errors import CheckpointError, DiskFullError, NonFiniteError
-from moss_train.files import FileEntry, HashedFile
+from moss_train.files import FileEntry
 from moss_train.train import engine as distributed
 from moss_train.train import manifest as manifests
+from moss_train.train import shards as sharding
 from moss_train.train.manifest import DamagedError, Manifest
 from moss_train.train.run import Run
+from moss_train.train.shards import MOMENTS
+from moss_train.train.tensors import PARTS, TensorFile, TensorReader, deal, index_name, tensor_name
 
 STATE_NAME = "state.json"
-MAX_FILE_BYTES = 4 * 10**9
-PARTS = {"param": "model", **dict.fromkeys(distributed.MOMENTS, "optimizer")}
-"""Kind of state -> the files it is in."""
 
 
 @dataclass
@@ -81,79 +79,6 @@ class Saved:
     state: RunState
 
 
-class TensorFile:
-    """A safetensors file written one tensor after another.
-
-    Args:
-        path: Must not exist.
-        tensors: Name -> shape, in the order in which they will come; all float32.
-    """
-
-    def __init__(self, path: Path, tensors: dict[str, tuple[int, ...]]):
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for name, shape in tensors.items():
-            end = offset + 4 * math.prod(shape)
-            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
-            offset = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._waiting = list(tensors.items())[::-1]
-        self._file = HashedFile(path)
-        try:
-            self._file.write(len(text).to_bytes(8, "little") + text)
-        except BaseException:
-            self._file.abandon()
-            raise
-
-    @property
-    def complete(self) -> bool:
-        """Whether every tensor has come."""
-        return not self._waiting
-
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Writes the next tensor."""
-        expected, shape = self._waiting.pop()
-        if (name, tuple(tensor.shape)) != (expected, shape):
-            raise RuntimeError(f"the next tensor is {expected} {shape}, not {name} {tuple(tensor.shape)}")
-        values = tensor.detach().to("cpu", torch.float32).contiguous()
-        self._file.write(values.view(-1).view(torch.uint8).numpy().data)
-
-    def close(self) -> FileEntry:
-        """Waits for the disk."""
-        return self._file.close()
-
-    def abandon(self) -> None:
-        """Closes a file that will not be used."""
-        self._file.abandon()
-
-
-def deal(shapes: dict[str, tuple[int, ...]], ranks: int, max_file_bytes: int = MAX_FILE_BYTES) -> list[tuple[int, list[str]]]:
-    """Which rank writes which parameters: a list of files in order, each as (rank, names).
-
-    Each parameter goes to the rank with the least to write so far, and a rank begins a new file when one is full.
-    """
-    loads = [0] * ranks
-    open_files: dict[int, tuple[int, list[str]]] = {}
-    plan: list[tuple[int, list[str]]] = []
-    for name, shape in shapes.items():
-        size = 4 * math.prod(shape)
-        rank = loads.index(min(loads))
-        loads[rank] += size
-        filled, names = open_files.get(rank, (0, []))
-        if not names or filled + size > max_file_bytes:
-            filled, names = 0, []
-            plan.append((rank, names))
-        names.append(name)
-        open_files[rank] = (filled + size, names)
-    return plan
-
-
-def tensor_name(name: str, kind: str) -> str:
-    """Name of a tensor in the files: parameters keep theirs."""
-    return name if kind == "param" else f"{name}.{kind}"
-
-
 def save(
     run: Run,
     engine: Any,
@@ -179,10 +104,10 @@ def save(
         DiskFullError: No space left. NonFiniteError: The state holds a value that is not finite. CheckpointError: The place cannot be
             written. In all cases nothing was committed, what was there before is untouched, and what was written is removed.
     """
-    shapes = distributed.trained_shapes(engine)
+    shapes = sharding.trained_shapes(engine)
     state.trained = {name: list(shape) for name, shape in shapes.items()}
-    state.frozen = distributed.frozen_names(engine)
-    state.adam_step = distributed.adam_step(engine)
+    state.frozen = sharding.frozen_names(engine)
+    state.adam_step = sharding.adam_step(engine)
     state.saved_by = distributed.computed_by(engine)
     main = distributed.rank() == 0
     folder = run.checkpoints
@@ -254,7 +179,7 @@ def _write_tensors(engine: Any, shapes: dict[str, tuple[int, ...]], partial: Pat
             _check_finite(name, kind, tensor)
             file_name = f"{PARTS[kind]}-{numbers[name]:05d}.safetensors"
             if file_name not in opened:
-                kinds = ["param"] if kind == "param" else list(distributed.MOMENTS)
+                kinds = ["param"] if kind == "param" else list(MOMENTS)
                 held = {tensor_name(n, k): shapes[n] for n in names_of[numbers[name]] for k in kinds}
                 opened[file_name] = TensorFile(partial / file_name, held)
             opened[file_name].add(tensor_name(name, kind), tensor)
@@ -286,7 +211,7 @@ def _commit(
 ) -> tuple[Path, str]:
     """Rank 0's part: everything beside the tensors, the manifest, the name."""
     shapes = {name: tuple(shape) for name, shape in state.trained.items()}
-    for kinds, stem in ((("param",), "model"), (distributed.MOMENTS, "optimizer")):
+    for kinds, stem in ((("param",), "model"), (MOMENTS, "optimizer")):
         weight_map = {
             tensor_name(name, kind): f"{stem}-{number:05d}.safetensors"
             for number, (_, names) in enumerate(deal(shapes, distributed.world_size()), 1)
@@ -295,7 +220,7 @@ def _commit(
         }
         index = {"metadata": {"total_size": 4 * len(kinds) * sum(map(math.prod, shapes.values()))}, "weight_map": weight_map}
         content = json.dumps(index, indent=1, sort_keys=True) + "\n"
-        entries[f"{stem}.safetensors.index.json"] = files.write_new(partial / f"{stem}.safetensors.index.json", content.encode())
+        entries[index_name(stem)] = files.write_new(partial / index_name(stem), content.encode())
     config = copy.deepcopy(engine.module.config)
     config.architectures, config.dtype = ["CodeGenForCausalLM"], torch.float32
     config.save_pretrained(partial)
@@ -304,10 +229,10 @@ def _commit(
     entries[STATE_NAME] = files.write_new(partial / STATE_NAME, content.encode())
     for path in sorted(partial.iterdir()):
         if path.name not in entries:
-            _sync_file(path)
+            files.sync_file(path)
             entries[path.name] = files.hash_file(path)
     identity = lineage.write(partial, record, {name: asdict(entry) for name, entry in entries.items()})
-    _sync_file(partial / lineage.FILE_NAME)
+    files.sync_file(partial / lineage.FILE_NAME)
     entries[lineage.FILE_NAME] = files.hash_file(partial / lineage.FILE_NAME)
     fingerprints = {"identity": lineage.hash_value(state.identity), "data": str(state.identity.get("data"))}
     manifest = Manifest(state.run_id, state.step, state.samples, fingerprints, entries)
@@ -315,11 +240,6 @@ def _commit(
     verified.remember(target, manifests.read_manifest(target))
     # Where a good checkpoint of this step was there already, it stays.
     return target, str((lineage.read(target) or {}).get("id", identity))
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        files.sync(file.fileno())
 
 
 def find(run: Run, verified: manifests.Verified) -> Saved | None:
@@ -336,7 +256,7 @@ def find(run: Run, verified: manifests.Verified) -> Saved | None:
     rejected: list[str] = []
     for name in names:
         path = run.checkpoints / name
-        problems = list(dict.fromkeys(chain(*distributed.gather(_problems_of_share(path, run.beat)))))
+        problems = list(dict.fromkeys(chain(*distributed.gather(_problems_of_share(path)))))
         if problems:
             rejected.append(f"{name}: {'; '.join(problems)}")
             continue
@@ -351,13 +271,13 @@ def find(run: Run, verified: manifests.Verified) -> Saved | None:
     return None
 
 
-def _problems_of_share(path: Path, beat: Callable[[str], None]) -> list[str]:
+def _problems_of_share(path: Path) -> list[str]:
     try:
         manifest = manifests.read_manifest(path)
     except DamagedError as error:
         return [str(error)]
     entries = sorted(manifest.files.items(), key=lambda item: -item[1].bytes)[distributed.rank() :: distributed.world_size()]
-    return manifests.problems_of_files(path, entries, lambda: beat(f"verifying {path.name}"))
+    return manifests.problems_of_files(path, entries)
 
 
 def read_state(checkpoint: Path) -> RunState:
@@ -380,63 +300,25 @@ def restore(engine: Any, saved: Saved, beat: Callable[[str], None]) -> None:
         CheckpointError: The parameters that train are not those of the checkpoint.
     """
     shapes = {name: tuple(shape) for name, shape in saved.state.trained.items()}
-    trained = distributed.trained_shapes(engine)
+    trained = sharding.trained_shapes(engine)
     if trained != shapes:
         different = sorted({name for name in trained.keys() | shapes.keys() if trained.get(name) != shapes.get(name)})
         raise CheckpointError(
             f"{saved.path} holds {len(shapes)} trained parameters, this run trains {len(trained)}; they differ in {len(different)}, for "
             f"example {different[0]}: {shapes.get(different[0])} there, {trained.get(different[0])} here"
         )
-    with _Reader(saved.path) as reader:
-        for shard in distributed.shards(engine):
+    with TensorReader(saved.path) as reader:
+        for shard in sharding.shards(engine):
             beat(f"loading {shard.name}")
             if shard.count and shard.flat is not None:
                 held = slice(shard.offset, shard.offset + shard.count)
                 values = reader.range(shard.name, "param", shard.start, shard.count)
                 shard.flat.data[held].copy_(values)
-                for kind in distributed.MOMENTS:
-                    target = distributed.optimizer_state(engine, shard.flat)[kind]
+                for kind in MOMENTS:
+                    target = sharding.optimizer_state(engine, shard.flat)[kind]
                     target[held].copy_(reader.range(shard.name, kind, shard.start, shard.count))
                 if shard.is_partitioned:
                     shard.model_values.data.view(-1)[: shard.count].copy_(values)
             if not shard.is_partitioned:
                 shard.model_values.copy_(reader.range(shard.name, "param", 0, math.prod(shard.shape)).view(shard.shape))
-    distributed.set_adam_step(engine, saved.state.adam_step)
-
-
-class _Reader(contextlib.AbstractContextManager["_Reader"]):
-    """Reads parts of a checkpoint's tensors."""
-
-    def __init__(self, checkpoint: Path):
-        self._checkpoint = checkpoint
-        self._stack = contextlib.ExitStack()
-        self._opened: dict[str, Any] = {}
-        self._where: dict[str, str] = {}
-        for stem in ("model", "optimizer"):
-            index = json.loads((checkpoint / f"{stem}.safetensors.index.json").read_text(encoding="utf-8"))
-            self._where |= index["weight_map"]
-
-    def range(self, name: str, kind: str, start: int, count: int) -> torch.Tensor:
-        """`count` elements from `start` on of a flattened tensor, float32 [count]. Reads the rows that hold them."""
-        key = tensor_name(name, kind)
-        file_name = self._where[key]
-        if file_name not in self._opened:
-            self._opened[file_name] = self._stack.enter_context(safe_open(self._checkpoint / file_name, framework="pt"))
-        rows = self._opened[file_name].get_slice(key)
-        width = math.prod(rows.get_shape()[1:])
-        first = start // width
-        found = rows[first : -(-(start + count) // width)].reshape(-1)
-        return found[start - first * width :][:count]
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-
-def iterate_tensors(checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a checkpoint by its name in the files, in order of names."""
-    where: dict[str, str] = {}
-    for stem in ("model", "optimizer"):
-        where |= json.loads((checkpoint / f"{stem}.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
-    for key in sorted(where):
-        with safe_open(checkpoint / where[key], framework="pt") as file:
-            yield key, file.get_tensor(key)
+    sharding.set_adam_step(engine, saved.state.adam_step)

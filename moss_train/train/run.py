@@ -20,7 +20,16 @@ import yaml
 
 from moss_train import files
 from moss_train.config import Resume, StageConfig
-from moss_train.errors import DataError, DiskFullError, LostRankError, MossTrainError, OutOfMemoryError, PreemptedError, UsageError
+from moss_train.errors import (
+    DataError,
+    DiskFullError,
+    FailedElsewhereError,
+    LostRankError,
+    MossTrainError,
+    OutOfMemoryError,
+    PreemptedError,
+    UsageError,
+)
 from moss_train.train import engine as distributed
 from moss_train.train import manifest
 from moss_train.train.interrupt import StopRequest, note_launcher
@@ -115,14 +124,6 @@ class Run:
                 f"{what} of rank {odd[0]} are not those of rank 0; every machine must see the same files, tokenizer and version of this "
                 "package"
             )
-
-
-class FailedElsewhereError(MossTrainError):
-    """Another rank failed; this one ends with its message and exit code."""
-
-    def __init__(self, message: str, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def _describe(error: BaseException) -> tuple[int, str]:

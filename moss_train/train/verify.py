@@ -14,7 +14,7 @@ from moss_train.config import ExportConfig, Resume, StageConfig, VerifyConfig, W
 from moss_train.errors import PreemptedError, ResumeError, UsageError
 from moss_train.train import engine as distributed
 from moss_train.train import manifest
-from moss_train.train.checkpoint import iterate_tensors
+from moss_train.train.tensors import iterate_tensors
 
 _log = logging.getLogger("moss_train")
 _Config = TypeVar("_Config", bound=StageConfig)
@@ -48,7 +48,7 @@ def verify_resume(config: _Config, verify: VerifyConfig, main: Callable[[_Config
         try:
             main(changed)
         except PreemptedError as stopped:
-            if stop_after > 0 and "run.stop_after" not in str(stopped):
+            if "run.stop_after" not in str(stopped):
                 raise
 
     run("straight", Resume.never, verify.steps)

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from moss_train.errors import LostRankError, report
+from moss_train.errors import FailedElsewhereError, LostRankError, report
 from moss_train.train import engine as distributed
 from moss_train.train.interrupt import Launcher, StopRequest, is_alive
 
@@ -103,7 +103,7 @@ class Watchdog:
         """Tells that what comes now may take long without a sign: there is no limit until the next beat."""
         self._beat = (math.inf, doing)
 
-    def failure(self, wait_seconds: float = 0.0) -> LostRankError | None:
+    def failure(self, wait_seconds: float = 0.0) -> FailedElsewhereError | None:
         """What another rank was found to have met, if anything: the cause behind an error of a collective."""
         until = time.monotonic() + wait_seconds
         while True:
@@ -111,7 +111,7 @@ class Watchdog:
             if known is None and self._store_is_gone:
                 known = self._rank0_gone()
             if known is not None and known["rank"] != self._rank:
-                return _as_error(known)
+                return FailedElsewhereError(known["message"], known["code"])
             if time.monotonic() >= until:
                 return None
             time.sleep(0.1)
@@ -329,9 +329,3 @@ def _machine() -> tuple[str, ...]:
         with contextlib.suppress(OSError):
             found.append(read().strip())
     return tuple(found)
-
-
-def _as_error(known: dict[str, Any]) -> LostRankError:
-    error = LostRankError(known["message"])
-    error.exit_code = known["code"]
-    return error

@@ -22,8 +22,8 @@ from moss_train import files
 from moss_train.errors import CheckpointError
 from moss_train.files import FileEntry
 from moss_train.train import manifest as manifests
-from moss_train.train.checkpoint import TensorFile, deal
 from moss_train.train.manifest import FILE_NAME, DamagedError, Manifest, Verified
+from moss_train.train.tensors import TensorFile, deal
 from tests.checkpoints import OTHER_RUN, RUN, SHAPES, SMALL, change, differences, flip_bit, names, partial_name, save, write
 
 MANIFEST = Manifest(RUN, 7, 84, {"identity": "a" * 64, "data": "ü\ud800"}, {"a": FileEntry(3, "b" * 64), "b": FileEntry(10**12, "c" * 64)})

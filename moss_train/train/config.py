@@ -1,0 +1,79 @@
+"""What may stand in the `deepspeed` section, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+# Settings of these have one owner elsewhere; two owners of a value is how the wrong one wins.
+OWNED_ELSEWHERE = {
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.global_batch_size and train.micro_batch_size",
+    "gradient_clipping": "optim.clip",
+    "bf16": "train.precision",
+    "bfloat16": "train.precision",
+    "fp16": "train.precision",
+    "amp": "train.precision",
+    "torch_autocast": "train.precision",
+    "optimizer": "the optim section",
+    "scheduler": "optim.schedule",
+    "managed_gradient_accumulation": "nothing: the loop relies on it",
+    "gradient_allreduce_op": "nothing: the loop scales the loss for the average",
+    "steps_per_print": "train.log_every",
+    "zero_force_ds_cpu_optimizer": "nothing: the optimizer follows offload_optimizer",
+}
+
+DEEPSPEED_KEYS = frozenset(
+    [
+        "zero_optimization",
+        "data_types",
+        "communication_data_type",
+        "seq_parallel_communication_data_type",
+        "prescale_gradients",
+        "gradient_predivide_factor",
+        "sparse_gradients",
+        "activation_checkpointing",
+        "aio",
+        "comms_logger",
+        "flops_profiler",
+        "wall_clock_breakdown",
+        "memory_breakdown",
+        "dump_state",
+        "compile",
+        "zero_allow_untested_optimizer",
+    ]
+)
+"""Keys of the DeepSpeed section that are passed on; DeepSpeed itself ignores those it does not know."""
+
+
+def deepspeed_problems(section: dict[str, Any]) -> list[str]:
+    """Problems of the DeepSpeed section: keys that other settings own, and stages that do not fit the loop."""
+    found = [f"deepspeed.{key} may not be set there; its owner is {owner}" for key, owner in OWNED_ELSEWHERE.items() if key in section]
+    for key in section:
+        if key not in OWNED_ELSEWHERE and key not in DEEPSPEED_KEYS:
+            close = difflib.get_close_matches(str(key), [*DEEPSPEED_KEYS, *OWNED_ELSEWHERE], n=1)
+            found.append(f"deepspeed.{key}: there is no such key" + (f"; did you mean deepspeed.{close[0]}?" if close else ""))
+    accumulation = (section.get("data_types") or {}).get("grad_accum_dtype", "fp32")
+    if accumulation not in ("fp32", "bf16", "fp16"):
+        found.append(f"deepspeed.data_types.grad_accum_dtype is {accumulation!r}; expected fp32 (the default), bf16 or fp16")
+    zero = section.get("zero_optimization") or {}
+    for key in ("offload_optimizer", "offload_param"):
+        if isinstance(zero.get(key), dict) and zero[key].get("device") == "nvme":
+            found.append(
+                f"deepspeed.zero_optimization.{key}.device is nvme; expected cpu or none: checkpoints cannot be made of swapped state"
+            )
+    offload = zero.get("offload_optimizer")
+    if isinstance(offload, dict) and offload.get("ratio", 1.0) != 1.0:
+        ratio = offload["ratio"]
+        found.append(f"deepspeed.zero_optimization.offload_optimizer.ratio is {ratio}; expected 1: the rest would not be saved")
+    for key in ("zenflow", "super_offload"):
+        if zero.get(key) or (isinstance(offload, dict) and offload.get(key)):
+            found.append(f"deepspeed.zero_optimization has {key}; expected none: checkpoints cannot be made of its state")
+    stage = zero.get("stage")
+    if stage not in (1, 2, 3):
+        found.append(
+            f"deepspeed.zero_optimization.stage is {stage!r}; expected 1, 2 or 3 (stage 0 cannot accumulate bf16 gradients in float32; "
+            "stage 1 on one rank costs the same)"
+        )
+    return found
