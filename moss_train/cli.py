@@ -16,6 +16,7 @@ import re
 import sys
 import time
 import traceback
+import urllib.parse
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -157,7 +158,10 @@ def quote_texts(arguments: list[str], schema: type, sweep: bool = False) -> list
                 value = _quote(value)
             elif listed := re.fullmatch(r"\[(.*)\]", value, flags=re.DOTALL):
                 value = f"[{','.join(_quote(item.strip()) for item in listed[1].split(','))}]"
-            elif not re.fullmatch(r"\{.*\}", value, flags=re.DOTALL):
+            elif weighted := re.fullmatch(r"\{(.*)\}", value, flags=re.DOTALL):
+                pairs = [item.rpartition(":") for item in weighted[1].split(",")]
+                value = f"{{{', '.join(f'{encode_key(path.strip())}: {weight.strip()}' for path, _, weight in pairs)}}}"
+            else:
                 value = _quote(value)
         quoted.append(f"{key}{equals}{value}")
     return quoted
@@ -170,6 +174,24 @@ def _quote(text: str) -> str:
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return f"'{escaped}{chr(92) * trailing}'"
+
+
+_ENCODED = "@encoded@"
+"""Begins a path that stands encoded as a key on Hydra's side of the command line."""
+
+
+def encode_key(path: str) -> str:
+    """A path as a key that Hydra's grammar takes: it has no quotes for keys, and refuses `#`, `~` and all but ASCII."""
+    if re.fullmatch(r"[A-Za-z0-9_/.*?+@$|\\-]+", path):
+        return path
+    return _ENCODED + urllib.parse.quote(path.strip("\"'"), safe="/*")
+
+
+def decode_keys(value: Any) -> Any:
+    """A dictionary with its keys as they were written."""
+    if not isinstance(value, dict):
+        return value
+    return {urllib.parse.unquote(key[len(_ENCODED) :]) if str(key).startswith(_ENCODED) else key: item for key, item in value.items()}
 
 
 def is_rank0() -> bool:
@@ -361,5 +383,5 @@ def _leaves(container: dict[str, Any], schema: type, prefix: str = "") -> list[t
         if is_dataclass(inner) and isinstance(value, dict):
             found += _leaves(value, inner, f"{prefix}{name}.")  # type: ignore[arg-type]
         else:
-            found.append((f"{prefix}{name}", value))
+            found.append((f"{prefix}{name}", decode_keys(value) if inner is Any else value))
     return found

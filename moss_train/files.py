@@ -6,6 +6,7 @@ Standard library only, so that tools which look at files start at once.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -158,6 +159,19 @@ def hash_file(path: Path, progress: Callable[[], None] | None = None) -> FileEnt
             if progress is not None:
                 progress()
     return FileEntry(size, digest.hexdigest())
+
+
+def try_lock(descriptor: int) -> bool:
+    """Takes an open file's lock between processes, unless another process has it; it goes when the file is closed."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # Some network file systems have no locks; there, two at the same place are the user's to avoid.
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+    return True
 
 
 def is_disk_full(error: BaseException) -> bool:

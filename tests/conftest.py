@@ -10,6 +10,14 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rendered data is kept for the session, not in the user's cache; programs that tests start inherit the variable."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["MOSS_TRAIN_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""

@@ -1,15 +1,7 @@
-"""Dialogues: the type, the MOSS-003 record format, and the meta instruction.
+"""Dialogues: the type, the meta instruction, and reading them from files.
 
-How a dialogue becomes tokens is in `render.py`; both read the same table, `SEGMENT_KINDS`.
-
-A MOSS-003 record:
-
-    {"conversation_id": 1, "meta_instruction": "...", "num_turns": 1, "category": "tool",
-     "chat": {"turn_1": {"Human": "<|Human|>: ...<eoh>\\n",
-                         "Inner Thoughts": "<|Inner Thoughts|>: ...<eot>\\n",
-                         "Commands": "<|Commands|>: ...<eoc>\\n",
-                         "Tool Responses": "<|Results|>:\\n...\\n<eor>\\n",
-                         "MOSS": "<|MOSS|>: ...<eom>\\n"}}}
+How a record becomes a dialogue is in `formats`, how a dialogue becomes tokens in `render.py`; both read the table of this module,
+`SEGMENT_KINDS`.
 """
 
 from __future__ import annotations
@@ -17,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from moss_train.data.records import ProblemList, RecordError, read_records
 from moss_train.errors import DataError
@@ -50,7 +42,7 @@ SEGMENT_KINDS = (
     SegmentKind("moss", "MOSS", "<|MOSS|>:", "<eom>", by_moss=True),
 )
 KIND_BY_NAME: Mapping[str, SegmentKind] = {kind.name: kind for kind in SEGMENT_KINDS}
-_KEYS = [kind.key for kind in SEGMENT_KINDS]
+BY_MOSS = frozenset(kind.name for kind in SEGMENT_KINDS if kind.by_moss)
 
 
 @dataclass(frozen=True)
@@ -58,6 +50,9 @@ class Turn:
     """What was said from one human message to MOSS's reply.
 
     Contents are as they stand between the colon and the control token, leading blank or newline included. None: there is no such segment.
+
+    Attributes:
+        untrained: Names of segments that MOSS wrote and that carry no loss: their weight is 0, whatever the loss policy.
     """
 
     human: str
@@ -65,6 +60,7 @@ class Turn:
     commands: str | None = None
     results: str | None = None
     moss: str | None = None
+    untrained: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -133,54 +129,13 @@ def meta_instruction(
     )
 
 
-def parse_moss003(value: Any, origin: str, *, default_meta: str | None = None, open_end: bool = False) -> Dialogue:
-    """A MOSS-003 record, plain or with plugins.
-
-    The order of keys does not matter. Inner Thoughts, Commands and Tool Responses may be missing, and so may `num_turns`, `category`,
-    `conversation_id` and the newline after a control (it is always rendered); other keys beside `chat` are left alone. Text without its
-    marker and control is refused: whether a blank belongs to it would be a guess that changes every id after it.
-
-    Args:
-        value: The parsed JSON.
-        origin: `file:line`.
-        default_meta: Meta instruction of records that have none; by default `meta_instruction()` with everything off.
-        open_end: Let the last turn end before MOSS's reply, for prompts.
-
-    Raises:
-        RecordError: The record is not in this form; the message says what and where.
-    """
-    if not isinstance(value, dict):
-        raise RecordError(origin, "not_an_object", f"the record is {_kind(value)}; expected a JSON object with a 'chat' of turns.")
-    meta = value.get("meta_instruction")
-    if meta is None:
-        meta = meta_instruction() if default_meta is None else default_meta
-    if not isinstance(meta, str):
-        raise RecordError(origin, "meta_not_text", f"meta_instruction is {_kind(meta)}; expected text.")
-    chat = value.get("chat")
-    if not isinstance(chat, dict) or not chat:
-        found = f"keys: {', '.join(map(str, value)) or 'none'}" if chat is None else _kind(chat) if chat else "an empty one"
-        problem = f"no turns found ({found}); expected 'chat': {{'turn_1': {{'Human': ..., 'MOSS': ...}}, ...}}."
-        raise RecordError(origin, "no_chat", problem)
-
-    expected = [f"turn_{number}" for number in range(1, len(chat) + 1)]
-    if set(chat) != set(expected):
-        unexpected = sorted(set(chat) - set(expected))
-        problem = f"unexpected turn {unexpected[0]!r} among {len(chat)} turns; expected turn_1 to turn_{len(chat)} without a gap."
-        raise RecordError(origin, "turn_numbers", problem)
-    declared = value.get("num_turns")
-    if declared is not None and (isinstance(declared, bool) or declared != len(chat)):
-        problem = f"num_turns is {declared!r}, but chat has {len(chat)} turns; a turn was lost or the number is wrong."
-        raise RecordError(origin, "num_turns", problem)
-
-    turns = [_parse_turn(chat[name], name, origin, open_end and name == expected[-1]) for name in expected]
-    category = value.get("category")
-    if category is not None and not isinstance(category, str):
-        raise RecordError(origin, "category_not_text", f"category is {_kind(category)}; expected text.")
-    return Dialogue(str(value.get("conversation_id", origin)), meta, tuple(turns), category, origin)
-
-
 def read_dialogues(
-    specs: list[str] | str, *, default_meta: str | None = None, on_bad: str = "fail", max_bad_share: float = 0.01
+    specs: list[str] | str,
+    *,
+    default_meta: str | None = None,
+    on_bad: str = "fail",
+    max_bad_share: float = 0.01,
+    format: str = "auto",
 ) -> tuple[list[Dialogue], ProblemList]:
     """The dialogues of files, directories or globs, all bad records reported together.
 
@@ -189,6 +144,7 @@ def read_dialogues(
         default_meta: Meta instruction of records without one.
         on_bad: `fail` or `skip`.
         max_bad_share: With `skip`, the share of bad records above which reading fails nevertheless.
+        format: A name of `formats.FORMATS`, or `auto`: each record tells by its keys.
 
     Returns:
         The dialogues in order, and the problems that were skipped (`problems.counts`, `problems.describe()`).
@@ -201,7 +157,7 @@ def read_dialogues(
     for spec in [specs] if isinstance(specs, str) else specs:
         before = len(dialogues)
         bad = sum(problems.counts.values())
-        for dialogue in _parse_all(spec, default_meta, problems):
+        for dialogue in _parse_all(spec, default_meta, problems, format):
             dialogues.append(dialogue)
         if len(dialogues) == before and sum(problems.counts.values()) == bad:
             raise DataError(f"{spec}: no records: the file is empty or holds only blank lines.")
@@ -209,53 +165,12 @@ def read_dialogues(
     return dialogues, problems
 
 
-def _parse_all(spec: str | Path, default_meta: str | None, problems: ProblemList) -> Iterator[Dialogue]:
+def _parse_all(spec: str | Path, default_meta: str | None, problems: ProblemList, format: str) -> Iterator[Dialogue]:
+    # The formats are made of the types above.
+    from moss_train.data.formats import parse
+
     for record in read_records(spec, on_error=problems.add):
         try:
-            yield parse_moss003(record.value, record.origin, default_meta=default_meta)
+            yield parse(record.value, record.origin, format, default_meta)
         except RecordError as error:
             problems.add(error)
-
-
-def _parse_turn(value: Any, name: str, origin: str, open_end: bool) -> Turn:
-    if not isinstance(value, dict):
-        raise RecordError(origin, "turn_not_an_object", f"{name} is {_kind(value)}; expected an object with Human and MOSS.")
-    unknown = [key for key in value if key not in _KEYS]
-    if unknown:
-        raise RecordError(origin, "unknown_role", f"{name} has the key {unknown[0]!r}; expected only {', '.join(_KEYS)}.")
-    contents = {kind.name: _parse_field(value[kind.key], kind, name, origin) for kind in SEGMENT_KINDS if kind.key in value}
-    if "human" not in contents:
-        raise RecordError(origin, "no_human", f"{name} has no Human text; found {', '.join(value) or 'no keys'}.")
-    if "moss" not in contents and not open_end:
-        problem = f"{name} has no MOSS text; found {', '.join(value)}. A dialogue for training ends with MOSS's reply."
-        raise RecordError(origin, "no_reply", problem)
-    for required in ("human", "moss"):
-        if required in contents and not contents[required].strip():
-            raise RecordError(origin, f"empty_{required}", f"{name}, {KIND_BY_NAME[required].key}: no text between marker and control.")
-    return Turn(**contents)
-
-
-def _parse_field(text: Any, kind: SegmentKind, turn: str, origin: str) -> str:
-    """The content of one field, from after the colon to before the control token."""
-    where = f"{turn}, {kind.key}"
-    if not isinstance(text, str):
-        raise RecordError(origin, "field_not_text", f"{where} is {_kind(text)}; expected text.")
-    if not text.startswith(kind.opening):
-        problem = f"{where} begins with {text[:24]!r}; expected {kind.opening!r}, as in {kind.opening + ' ...' + kind.control!r}."
-        raise RecordError(origin, "no_opening", problem)
-    body = text.removesuffix("\n")
-    if not body.endswith(kind.control):
-        problem = f"{where} ends with {text[-24:]!r}; expected {kind.control + chr(10)!r}; the text may have been cut."
-        raise RecordError(origin, "no_terminator", problem)
-    content = body[len(kind.opening) : -len(kind.control)]
-    if content.rstrip().endswith(kind.control):
-        raise RecordError(origin, "doubled_terminator", f"{where} ends with {kind.control} twice: {text[-24:]!r}; remove one.")
-    return content
-
-
-def _kind(value: Any) -> str:
-    """A JSON value's kind in words."""
-    if value is None:
-        return "null"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "an array", dict: "an object"}
-    return names[dict] if isinstance(value, dict) else f"{names[type(value)]} ({' '.join(repr(value).split())[:40]})"

@@ -11,29 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from moss_train.data.documents import Documents, MemoryDocuments, RenderedDocument
 from moss_train.data.mixture import sample_index
-from moss_train.data.packing import IGNORE_INDEX, Example, Row, build_row, pack
+from moss_train.data.packing import IGNORE_INDEX, Example, PackingPlan, Row, build_row, plan_rows
 from moss_train.errors import DataError, UsageError
 
 # Rows are cut to the longest one rounded up to this: few different shapes, whole matrix tiles.
 LENGTH_MULTIPLE = 64
-
-
-class RenderedDocument(Protocol):
-    """What a data set is built from; `dialogue.Rendered` is one."""
-
-    @property
-    def input_ids(self) -> Sequence[int]: ...
-
-    @property
-    def loss_mask(self) -> Sequence[bool]: ...
-
-    @property
-    def origin(self) -> str:
-        """`file:line`, for messages."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -105,87 +92,99 @@ class StepPlan:
         return [list(range(start, start + size)) for start in starts]
 
 
+class Samples(Protocol):
+    """Rows by the number of a sample: a `RowDataset`, or several of them mixed."""
+
+    seq_len: int
+    pad_id: int
+
+    def sample(self, number: int) -> Row:
+        """The row that is sample `number` of a run; samples run across epochs."""
+        ...
+
+
 class RowDataset:
-    """Rendered documents packed into rows, held as flat arrays.
+    """Rendered documents packed into rows.
 
     Args:
-        rendered: Documents with at least one target each, of at most `seq_len` ids (so that the limit means ids, as it does in the
-            published training, and a document of `seq_len` ids uses `seq_len` - 1 input positions).
+        documents: With at least one target each, of at most `seq_len` ids (so that the limit means ids, as it does in the published
+            training, and a document of `seq_len` ids uses `seq_len` - 1 input positions).
         seq_len: Input tokens of a row.
         seed: Of the order of samples.
         pad_id: Id written where a row has no token (`tokenizer.endoftext`); never a target and never attended to.
+        plan: Rows, where they are known already.
 
     Attributes:
-        fingerprint: sha256 over ids, loss masks and the packing plan; part of every sample's address.
+        fingerprint: sha256 over ids, loss marks and the packing plan; part of every sample's address.
         tokens: Input tokens in all rows. supervised_tokens: Targets in all rows.
         fill: Share of the rows' positions that hold a token.
+        documents: Number of documents.
     """
 
-    def __init__(self, rendered: Sequence[RenderedDocument], seq_len: int, seed: int, *, pad_id: int):
-        if not rendered:
-            raise DataError("no dialogue is left to make rows of; see the counts of dropped dialogues above.")
-        lengths = np.array([len(document.input_ids) for document in rendered], dtype=np.int64)
-        if lengths.max() > seq_len:
-            where = f"document {int(lengths.argmax())}"
-            raise DataError(f"{where} has {lengths.max()} ids, more than seq_len={seq_len}; shorten it while rendering.")
+    def __init__(
+        self,
+        documents: Documents | Sequence[RenderedDocument],
+        seq_len: int,
+        seed: int,
+        *,
+        pad_id: int,
+        plan: PackingPlan | None = None,
+    ):
+        held: Documents = MemoryDocuments(documents) if isinstance(documents, Sequence) else documents
+        if plan is None:
+            plan = plan_rows(self._checked(held, seq_len), seq_len)
         self.seq_len = seq_len
         self.seed = seed
         self.pad_id = pad_id
-        self._ids = np.concatenate([np.asarray(document.input_ids, dtype=np.int32) for document in rendered])
-        self._mask = np.concatenate([np.asarray(document.loss_mask, dtype=np.bool_) for document in rendered])
-        self._offsets = np.concatenate([[0], np.cumsum(lengths)])
-        self._origins = [document.origin for document in rendered]
-        if len(self._mask) != len(self._ids):
-            raise DataError(f"{len(self._ids)} ids but {len(self._mask)} loss marks.")
-        # The first id of a document is never predicted, so its mark does not count.
-        counted = np.concatenate([[0], np.cumsum(self._mask)])
-        targets = counted[self._offsets[1:]] - counted[self._offsets[:-1]] - self._mask[self._offsets[:-1]]
-        if not targets.all():
-            raise DataError(f"document {int(targets.argmin())} has no token with loss; leave such documents out while rendering.")
-
-        plan = pack((lengths - 1).tolist(), seq_len)
-        self._plan = np.concatenate([np.asarray(row, dtype=np.int64) for row in plan])
-        self._row_offsets = np.concatenate([[0], np.cumsum([len(row) for row in plan])])
-        self.tokens = int(lengths.sum() - len(lengths))
-        self.supervised_tokens = int(targets.sum())
-        self.fill = self.tokens / (len(plan) * seq_len)
-        digest = hashlib.sha256(f"rows v1 seq_len={seq_len}".encode())
-        for array in (self._ids, self._mask, self._offsets, self._plan, self._row_offsets):
-            digest.update(str((array.dtype.str, array.shape)).encode())
-            digest.update(np.ascontiguousarray(array).data)
+        self._documents = held
+        self._plan = plan
+        lengths = held.lengths[plan.documents].astype(np.int64) - 1
+        self.documents = len(lengths)
+        self.tokens = int(lengths.sum())
+        self.supervised_tokens = int(held.supervised[plan.documents].sum(dtype=np.int64))
+        self.fill = self.tokens / (len(self) * seq_len)
+        self._context = int((lengths * (lengths + 1)).sum())
+        digest = hashlib.sha256(f"rows v2 seq_len={seq_len} {held.digest}".encode())
+        for array in (plan.documents.astype("<i4"), plan.starts.astype("<i8")):
+            digest.update(str(array.shape).encode() + array.tobytes())
         self.fingerprint = digest.hexdigest()
+
+    @staticmethod
+    def _checked(documents: Documents, seq_len: int) -> npt.NDArray[np.int32]:
+        """The lengths of documents that make rows."""
+        lengths = documents.lengths
+        if not len(lengths):
+            raise DataError("no dialogue is left to make rows of; see the counts of dropped dialogues above.")
+        if lengths.max() > seq_len:
+            where = f"document {int(lengths.argmax())}"
+            raise DataError(f"{where} has {lengths.max()} ids, more than seq_len={seq_len}; shorten it while rendering.")
+        if not documents.supervised.all():
+            raise DataError(
+                f"document {int(documents.supervised.argmin())} has no token with loss; leave such documents out while rendering."
+            )
+        return lengths
 
     def __len__(self) -> int:
         """Number of rows."""
-        return len(self._row_offsets) - 1
+        return len(self._plan.starts) - 1
 
     @property
     def mean_context(self) -> float:
         """Keys a token attends to, on average, its own included: (n + 1) / 2 in a document of n tokens."""
-        tokens = np.diff(self._offsets) - 1
-        return float((tokens * (tokens + 1)).sum() / (2 * tokens.sum()))
-
-    @property
-    def documents(self) -> int:
-        """Number of documents."""
-        return len(self._offsets) - 1
+        return self._context / (2 * self.tokens)
 
     def documents_of(self, row: int) -> list[int]:
-        """Indices of the documents in a row."""
-        return self._plan[self._row_offsets[row] : self._row_offsets[row + 1]].tolist()
+        """Numbers of the documents in a row."""
+        return self._plan.documents[self._plan.starts[row] : self._plan.starts[row + 1]].tolist()
 
     def origins_of_sample(self, number: int) -> list[str]:
         """Where the documents of sample `number` of a run came from, as `file:line`."""
         _, index = sample_index(self.fingerprint, self.seed, number, len(self))
-        return [self._origins[document] for document in self.documents_of(index)]
+        return [self._documents.origin(document) for document in self.documents_of(index)]
 
     def row(self, index: int) -> Row:
         """One row, shifted, without padding."""
-        examples = []
-        for document in self.documents_of(index):
-            span = slice(self._offsets[document], self._offsets[document + 1])
-            examples.append(Example(self._ids[span], self._mask[span]))
-        return build_row(examples, self.seq_len)
+        return build_row([Example(*self._documents.read(document)) for document in self.documents_of(index)], self.seq_len)
 
     def sample(self, number: int) -> Row:
         """The row that is sample `number` of a run; samples run across epochs."""
@@ -193,7 +192,7 @@ class RowDataset:
         return self.row(index)
 
 
-def step_batches(dataset: RowDataset, first_sample: int, plan: StepPlan, rank: int, last_sample: int | None = None) -> list[Batch]:
+def step_batches(dataset: Samples, first_sample: int, plan: StepPlan, rank: int, last_sample: int | None = None) -> list[Batch]:
     """The micro-batches of one rank in one optimizer step.
 
     Args:
@@ -223,6 +222,20 @@ def evaluation_batches(dataset: RowDataset, micro_batch_size: int, world_size: i
 def evaluation_steps(dataset: RowDataset, micro_batch_size: int, world_size: int) -> int:
     """Number of batches `evaluation_batches` gives each rank."""
     return -(-len(dataset) // (micro_batch_size * world_size))
+
+
+class EvaluationBatches:
+    """The batches of `evaluation_batches`, made anew for each evaluation."""
+
+    def __init__(self, dataset: RowDataset, micro_batch_size: int, world_size: int, rank: int):
+        self._asked = (dataset, micro_batch_size, world_size, rank)
+
+    def __len__(self) -> int:
+        """As many on every rank."""
+        return evaluation_steps(*self._asked[:3])
+
+    def __iter__(self) -> Iterator[Batch]:
+        return evaluation_batches(*self._asked)
 
 
 def collate(rows: Sequence[Row | None], seq_len: int, pad_id: int) -> Batch:

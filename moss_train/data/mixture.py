@@ -1,4 +1,4 @@
-"""Which row is sample i of a run: a pure function of (data fingerprint, seed, epoch, i).
+"""Which row is sample i of a run: a pure function of (data fingerprint, seed, epoch, i), and which source it is from, in a mixture.
 
 No index array is shuffled or stored, and nothing depends on ranks, workers or micro-batches, so a run's position is one integer and a
 resumed run continues at exactly the next sample under any number of ranks.
@@ -6,7 +6,17 @@ resumed run continues at exactly the next sample under any number of ranks.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from moss_train.data.loader import RowDataset
+    from moss_train.data.packing import Row
 
 _MASK64 = (1 << 64) - 1
 # Four rounds suffice in theory for large halves (Luby, Rackoff 1988); small ones need more. The smallest domain is 2^8: below that the
@@ -65,3 +75,88 @@ def _mix(value: int) -> int:
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK64
     value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK64
     return value ^ value >> 31
+
+
+BLOCK = 4096
+"""Samples over which a mixture keeps its shares exactly: weights are rounded to multiples of 1 / BLOCK."""
+
+
+def quotas(weights: Sequence[float]) -> list[int]:
+    """Samples of each source in a block, by largest remainders; at least one for every source."""
+    total = sum(weights)
+    exact = [BLOCK * weight / total for weight in weights]
+    counts = [max(1, int(share)) for share in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda source: (counts[source] - exact[source], source))
+    for turn in range(abs(BLOCK - sum(counts))):
+        if sum(counts) < BLOCK:
+            counts[by_remainder[turn % len(counts)]] += 1
+        else:
+            counts[max(range(len(counts)), key=counts.__getitem__)] -= 1
+    return counts
+
+
+class Mixture:
+    """Rows of several sources in given shares.
+
+    Every source has its own endless order, epoch after epoch, each of which takes all of its rows once; the mixture says which source comes
+    next. Of the first n samples of a run, source s has n * weight, but for less than two: sources are spread evenly, not drawn.
+
+    Args:
+        sources: Each with at least one row; of one seed, row length and padding.
+        weights: Shares of the rows, in any scale.
+        names: Of the sources.
+
+    Attributes:
+        fingerprint: Of sources and shares.
+        tokens, supervised_tokens, documents: Of all sources, each counted once.
+    """
+
+    def __init__(self, sources: Sequence[RowDataset], weights: Sequence[float], names: Sequence[str]):
+        self.sources, self.names = list(sources), list(names)
+        self.quotas = quotas(weights)
+        self.seq_len, self.pad_id, self.seed = sources[0].seq_len, sources[0].pad_id, sources[0].seed
+        text = "\n".join(f"{source.fingerprint} {quota}" for source, quota in zip(sources, self.quotas))
+        self.fingerprint = hashlib.sha256(f"mixture v1\n{text}".encode()).hexdigest()
+        self.tokens = sum(source.tokens for source in sources)
+        self.supervised_tokens = sum(source.supervised_tokens for source in sources)
+        self.documents = sum(source.documents for source in sources)
+
+    def __len__(self) -> int:
+        """Rows of one epoch: as many as all sources have together, though not each of them once."""
+        return sum(map(len, self.sources))
+
+    @property
+    def mean_context(self) -> float:
+        """Keys a token attends to, on average over the tokens as they are mixed."""
+        tokens = [quota * source.tokens / len(source) for source, quota in zip(self.sources, self.quotas)]
+        return sum(count * source.mean_context for source, count in zip(self.sources, tokens)) / sum(tokens)
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The source of sample `number`, and the number of the sample within that source."""
+        block, position = divmod(number, BLOCK)
+        order, before = _block(self.fingerprint, self.seed, block, tuple(self.quotas))
+        source = int(order[position])
+        return source, block * self.quotas[source] + int(before[position])
+
+    def sample(self, number: int) -> Row:
+        """The row that is sample `number` of a run."""
+        source, inside = self.place(number)
+        return self.sources[source].sample(inside)
+
+    def origins_of_sample(self, number: int) -> list[str]:
+        """Where the documents of sample `number` came from, as `file:line`."""
+        source, inside = self.place(number)
+        return self.sources[source].origins_of_sample(inside)
+
+
+@functools.lru_cache(maxsize=4)
+def _block(fingerprint: str, seed: int, block: int, counts: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of each place of a block: the source, and how many of that source come before it in the block."""
+    key = permutation_key(fingerprint, seed, block)
+    # Source s stands at (k + shift) / quota for k = 0, 1, ...: evenly, with a shift of its own in every block.
+    shifts = [_mix(key + source) / 2**64 for source in range(len(counts))]
+    at = np.concatenate([(np.arange(count) + shift) / count for count, shift in zip(counts, shifts)])
+    source = np.repeat(np.arange(len(counts)), counts)
+    inside = np.concatenate([np.arange(count) for count in counts])
+    order = np.argsort(at, kind="stable")
+    return source[order], inside[order]

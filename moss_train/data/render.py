@@ -13,6 +13,8 @@ Loss policies say which parts of which segments carry loss (the meta instruction
     generated  content and terminator of all that MOSS writes: Inner Thoughts, Commands, MOSS. Inference writes the openings itself.
     reply      content and terminator of the MOSS segment only.
     release    what the published training did: everything but the content of Results.
+
+Segments that a record itself takes out of training (`Turn.untrained`) carry no loss under any of them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from moss_train.data.dialogue import KIND_BY_NAME, SEGMENT_KINDS, Dialogue
-from moss_train.data.records import RecordError
+from moss_train.data.records import OnError, RecordError
 from moss_train.data.tokenizer import CONTROL_TOKENS, ENDOFTEXT, MossTokenizer
 from moss_train.errors import DataError, UsageError
 
@@ -41,6 +43,8 @@ LOSS_POLICIES: Mapping[str, Mapping[str, frozenset[str]]] = {
     "release": {kind.name: frozenset({OPENING, TERMINATOR}) if kind.name == "results" else _ALL for kind in SEGMENT_KINDS},
 }
 MARKER_POLICIES = ("keep", "space", "error")
+# What happens to a dialogue that is too long: whole turns go from its end, it goes, or it is refused.
+LENGTH_POLICIES = ("drop_turns", "drop", "error")
 _MARKER = re.compile("|".join(re.escape(text) for text in [*(kind.opening[:-1] for kind in SEGMENT_KINDS), *CONTROL_TOKENS, ENDOFTEXT]))
 # Dialogues rendered together: enough to keep all cores encoding, little enough to hold in memory.
 _CHUNK = 2048
@@ -81,11 +85,12 @@ class Rendered:
 
 
 class _Part(NamedTuple):
-    """One segment before it has a place: its kind, its turn, and the text of its content."""
+    """One segment before it has a place: its kind, its turn, the text of its content, and whether the record lets it carry loss."""
 
     kind: str
     turn: int
     text: str
+    trainable: bool = True
 
 
 def render(dialogue: Dialogue, tokenizer: MossTokenizer, loss_on: str = "generated", on_marker: str = "keep") -> Rendered:
@@ -136,28 +141,64 @@ def render_all(
     loss_on: str = "generated",
     max_tokens: int | None = None,
     on_marker: str = "keep",
+    on_long: str = "drop_turns",
 ) -> tuple[list[Rendered], Counter[str]]:
-    """Render many dialogues, each in at most `max_tokens` ids, whole turns dropped from the end.
-
-    Returns:
-        The rendered dialogues in order, and counts: `dialogues`, `dialogues_rendered`, `dialogues_shortened`,
-        `dialogues_dropped_first_turn_too_long`, `dialogues_dropped_no_loss`, `turns`, `turns_dropped_too_long` (of shortened and dropped
-        dialogues), `tokens`, `tokens_dropped`, `supervised_tokens`, `supervised_tokens_dropped`.
-    """
-    writer = _Writer(tokenizer, loss_on)
+    """Render many dialogues, each in at most `max_tokens` ids; see `render_each`."""
     counts: Counter[str] = Counter()
-    rendered: list[Rendered] = []
+    return list(render_each(dialogues, tokenizer, counts, loss_on, max_tokens, on_marker, on_long)), counts
+
+
+def render_each(
+    dialogues: Iterable[Dialogue],
+    tokenizer: MossTokenizer,
+    counts: Counter[str],
+    loss_on: str = "generated",
+    max_tokens: int | None = None,
+    on_marker: str = "keep",
+    on_long: str = "drop_turns",
+    on_error: OnError | None = None,
+) -> Iterator[Rendered]:
+    """Render dialogues one after another, in order, encoding many at a time.
+
+    Args:
+        dialogues: What to render.
+        tokenizer: As for `render`.
+        counts: Added to: `dialogues`, `dialogues_rendered`, `dialogues_shortened`, `dialogues_dropped_first_turn_too_long`,
+            `dialogues_dropped_too_long`, `dialogues_dropped_no_loss`, `turns`, `turns_dropped_too_long` (of shortened and dropped
+            dialogues), `tokens`, `tokens_dropped`, `supervised_tokens`, `supervised_tokens_dropped`.
+        loss_on: Name of a loss policy.
+        max_tokens: Longest dialogue, in ids; None: no limit.
+        on_marker: What to do with markers inside contents.
+        on_long: What to do with a longer dialogue: `drop_turns` from its end, `drop` it, or `error`.
+        on_error: Called with each dialogue that a policy refuses, which is then left out; by default the first one is raised.
+    """
+    if on_long not in LENGTH_POLICIES:
+        raise UsageError(f"on_long={on_long!r}: expected one of {', '.join(LENGTH_POLICIES)}.")
+    writer = _Writer(tokenizer, loss_on)
     for chunk in _chunks(dialogues, _CHUNK):
-        parts_of = [_parts(dialogue, on_marker) for dialogue in chunk]
+        parts_of: list[tuple[Dialogue, list[_Part]]] = []
+        for dialogue in chunk:
+            try:
+                parts_of.append((dialogue, _parts(dialogue, on_marker)))
+            except RecordError as error:
+                if on_error is None:
+                    raise
+                on_error(error)
         # Distinct texts only: the meta instruction, " None" and the like recur in thousands of dialogues.
-        encoded = _encode(dict.fromkeys(part.text for parts in parts_of for part in parts), tokenizer)
-        for dialogue, parts in zip(chunk, parts_of, strict=True):
+        encoded = _encode(dict.fromkeys(part.text for _, parts in parts_of for part in parts), tokenizer)
+        for dialogue, parts in parts_of:
             whole = writer.write(parts, encoded, dialogue.origin)
-            fitted, happened = _fit(whole, max_tokens, len(dialogue.turns))
+            if on_long == "error" and max_tokens is not None and len(whole.input_ids) > max_tokens:
+                problem = f"{len(whole.input_ids)} tokens, more than the {max_tokens} of data.seq_len; shorten it, or set data.on_long."
+                too_long = RecordError(dialogue.origin, "too_long", problem)
+                if on_error is None:
+                    raise too_long
+                on_error(too_long)
+                continue
+            fitted, happened = _fit(whole, max_tokens, len(dialogue.turns), on_long)
             counts.update(happened)
             if fitted is not None:
-                rendered.append(fitted)
-    return rendered, counts
+                yield fitted
 
 
 def _chunks(dialogues: Iterable[Dialogue], size: int) -> Iterator[list[Dialogue]]:
@@ -166,14 +207,16 @@ def _chunks(dialogues: Iterable[Dialogue], size: int) -> Iterator[list[Dialogue]
         yield chunk
 
 
-def _fit(whole: Rendered, max_tokens: int | None, turns: int) -> tuple[Rendered | None, Counter[str]]:
+def _fit(whole: Rendered, max_tokens: int | None, turns: int, on_long: str) -> tuple[Rendered | None, Counter[str]]:
     """Keep the turns that fit (the published rule: stop before the first turn that would exceed the limit)."""
     end_of_turn = {segment.turn: segment.end for segment in whole.segments}
     limit = len(whole.input_ids) if max_tokens is None else max_tokens
     kept_turns = sum(end <= limit for turn, end in end_of_turn.items() if turn >= 0)
+    if kept_turns < turns and on_long == "drop":
+        kept_turns = 0
     counts = Counter(dialogues=1, turns=turns, turns_dropped_too_long=turns - kept_turns)
     if kept_turns == 0:
-        counts["dialogues_dropped_first_turn_too_long"] += 1
+        counts["dialogues_dropped_too_long" if on_long == "drop" else "dialogues_dropped_first_turn_too_long"] += 1
         kept = None
     elif kept_turns == turns:
         kept = whole
@@ -205,7 +248,7 @@ def _parts(dialogue: Dialogue, on_marker: str) -> list[_Part]:
         for kind in SEGMENT_KINDS:
             text = getattr(turn, kind.name)
             if text is not None:
-                parts.append(_Part(kind.name, number, text))
+                parts.append(_Part(kind.name, number, text, kind.name not in turn.untrained))
     if on_marker == "keep":
         return parts
     for index, part in enumerate(parts):
@@ -244,13 +287,17 @@ class _Writer:
         for kind in SEGMENT_KINDS:
             self.frames[kind.name] = (tokenizer.encode(kind.opening), [tokenizer.control_ids[kind.control], tokenizer.newline])
 
+    def _trained(self, part: _Part) -> frozenset[str]:
+        """Which parts of a segment carry loss."""
+        return self.policy[part.kind] if part.trainable else frozenset()
+
     def write(self, parts: Sequence[_Part], encoded: Mapping[str, list[int]], origin: str) -> Rendered:
         """Ids and mask of segments whose contents are encoded already."""
         ids: list[int] = []
         mask: list[bool] = []
         segments: list[Segment] = []
         for part in parts:
-            trained = self.policy[part.kind]
+            trained = self._trained(part)
             opening, terminator = self.frames[part.kind]
             start = len(ids)
             places = []
@@ -282,7 +329,7 @@ class _Writer:
             where = f"turn {segment.turn + 1}, {segment.kind}"
             _, _, start, end, content_start, content_end, _ = segment
             opening, terminator = self.frames[part.kind]
-            trained = self.policy[part.kind]
+            trained = self._trained(part)
             demand((segment.kind, segment.turn) == (part.kind, part.turn) and start == position, f"{where} does not follow its predecessor")
             demand(ids[start:content_start] == opening, f"{where} does not begin with its opening")
             demand(ids[content_start:content_end] == encoded[part.text], f"{where} does not hold its content")

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from moss_train.data.dialogue import Dialogue, parse_moss003
+from moss_train.data.dialogue import Dialogue
+from moss_train.data.formats import parse
 from moss_train.data.records import read_records
 from moss_train.data.render import LOSS_POLICIES, MARKER_POLICIES, Rendered, Segment, fit_turns
 from moss_train.data.tokenizer import MossTokenizer
@@ -94,7 +95,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def _dialogues(spec: str) -> Iterator[Dialogue]:
     for record in read_records(spec):
-        yield parse_moss003(record.value, record.origin)
+        yield parse(record.value, record.origin)
 
 
 def _tokenizer(arguments: argparse.Namespace) -> MossTokenizer:

@@ -15,7 +15,8 @@ import torch
 
 from moss_train.artifacts import lineage
 from moss_train.config import Plugin
-from moss_train.data.dialogue import KIND_BY_NAME, Dialogue, Turn, meta_instruction, parse_moss003
+from moss_train.data.dialogue import KIND_BY_NAME, Dialogue, Turn, meta_instruction
+from moss_train.data.formats import parse
 from moss_train.data.records import read_records
 from moss_train.data.render import render_prompt
 from moss_train.data.tokenizer import MossTokenizer
@@ -81,7 +82,8 @@ class Generator:
         if room < 1:
             raise UsageError(f"the prompt has {len(ids)} tokens, the model covers {self.model.config.n_positions}; shorten the dialogue")
         new = self._generate(ids, end, min(room, self.config.max_new_tokens))
-        return replace(turn, **{segment: self.tokenizer.decode(new)})
+        content: dict[str, Any] = {segment: self.tokenizer.decode(new)}
+        return replace(turn, **content)
 
     def _generate(self, ids: list[int], end: int, max_new_tokens: int) -> list[int]:
         """Ids up to, and without, `end`."""
@@ -129,7 +131,7 @@ def dialogues_to_answer(config: GenerateConfig) -> list[Dialogue]:
         if system and not system.endswith("\n"):
             system += "\n"
         return [Dialogue(id="prompt", meta_instruction=system, turns=(Turn(human=f" {config.prompt.strip()}"),), origin="prompt")]
-    dialogues = [parse_moss003(record.value, record.origin, open_end=True) for record in read_records(config.dialogue or "")]
+    dialogues = [parse(record.value, record.origin, open_end=True) for record in read_records(config.dialogue or "")]
     if not dialogues:
         raise DataError(f"{config.dialogue} holds no dialogue")
     return dialogues

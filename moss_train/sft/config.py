@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from moss_train.config import Plugin, StageConfig, VerifyConfig
+
+
+class DataFormat(StrEnum):
+    """How records hold dialogues; `auto` tells by their keys."""
+
+    auto = "auto"
+    moss003 = "moss003"
+    moss002 = "moss002"
+    messages = "messages"
+    sharegpt = "sharegpt"
+    alpaca = "alpaca"
+    prompt_completion = "prompt_completion"
 
 
 class LossOn(StrEnum):
@@ -28,13 +41,24 @@ class OnMarker(StrEnum):
     error = "error"
 
 
+class OnLong(StrEnum):
+    """What to do with a dialogue that is longer than a row."""
+
+    drop_turns = "drop_turns"
+    """Drop whole turns from its end."""
+    drop = "drop"
+    """Drop it."""
+    error = "error"
+    """Count it as a bad record."""
+
+
 class OnBad(StrEnum):
     """What to do with a record that is not a dialogue."""
 
     fail = "fail"
     """End before a model is built, with the first of them and totals by kind."""
     skip = "skip"
-    """Leave them out and say so; more than 1 % of them end the run all the same."""
+    """Leave them out, and write them to rejects.jsonl in the run directory; more than `max_bad_share` of them end the run all the same."""
 
 
 class DefaultMeta(StrEnum):
@@ -50,35 +74,47 @@ class DialogueDataConfig:
     """Which dialogues, and how they become rows."""
 
     train: Any = None
-    """A path or a list of paths: files, directories or globs; `PATH#N` takes the first N records."""
+    """A path, a list of paths, or `{path: weight}` for a mixture with these shares of the rows: files, directories or globs; `PATH#N`
+    takes the first N records."""
     valid: Any = None
-    """The same for validation. Without it, `holdout` of the training dialogues is kept apart."""
+    """A path or a list of paths for validation. Without it, `holdout` of the training dialogues is kept apart."""
     holdout: float = 0.0
     """Share of the training dialogues kept for validation when `valid` is not given."""
     bundled: bool = False
     """Train on the small dialogues that come with the package where `train` names nothing."""
+    format: DataFormat = DataFormat.auto
     seq_len: int = 2048
-    """Tokens of a row; whole turns that do not fit are dropped from the end of a dialogue."""
+    """Tokens of a row, and of the longest dialogue."""
+    on_long: OnLong = OnLong.drop_turns
     loss_on: LossOn = LossOn.generated
     on_marker: OnMarker = OnMarker.keep
     on_bad: OnBad = OnBad.fail
+    max_bad_share: float = 0.01
+    """Share of the records of a path that may be left out with `on_bad=skip`."""
     default_meta: DefaultMeta = DefaultMeta.moss
     """Meta instruction of records that have none; a record's own is never changed."""
     plugins: list[Plugin] = field(default_factory=list)
     """Switches that are on in that default."""
+    switch_off: float = 0.0
+    """Probability with which each enabled tool of a dialogue is switched off and its calls dropped, so that the model obeys switches."""
+    cache: str | None = None
+    """Directory that keeps rendered data for the next start; by default MOSS_TRAIN_CACHE, or moss_train in the user's cache directory."""
 
     def problems(self) -> list[str]:
         found = []
-        for key in ("train", "valid"):
-            value = getattr(self, key)
-            if value is not None and not _is_paths(value):
-                found.append(f"data.{key} is {value!r}; expected a path or a list of paths")
+        if self.train is not None and not _is_paths(self.train) and not _is_mixture(self.train):
+            found.append(f"data.train is {self.train!r}; expected a path, a list of paths, or {{path: weight}} with weights above zero")
+        if self.valid is not None and not _is_paths(self.valid):
+            found.append(f"data.valid is {self.valid!r}; expected a path or a list of paths")
         if self.train is None and not self.bundled:
             found.append("data.train is not set: name a file, directory or glob of dialogues, for example data.train=dialogues.jsonl")
         if self.seq_len < 8:
             found.append(f"data.seq_len is {self.seq_len}; expected 8 tokens or more")
         if not 0 <= self.holdout < 1:
             found.append(f"data.holdout is {self.holdout}; expected a share from 0 up to, but not including, 1")
+        for key in ("max_bad_share", "switch_off"):
+            if not 0 <= getattr(self, key) <= 1:
+                found.append(f"data.{key} is {getattr(self, key)}; expected a number from 0 to 1")
         return found
 
 
@@ -86,6 +122,15 @@ def _is_paths(value: Any) -> bool:
     if isinstance(value, str):
         return bool(value)
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) and item for item in value)
+
+
+def _is_mixture(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(path, str) and path for path in value)
+        and all(isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf for weight in value.values())
+    )
 
 
 @dataclass

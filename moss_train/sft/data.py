@@ -1,76 +1,84 @@
 """Dialogue files to the rows of a run.
 
-records -> dialogues -> (a share kept apart for validation) -> ids and loss masks -> packed rows -> batches
+    files -> rendered documents -> (a share kept apart for validation) -> plan of the rows -> batches
+
+All but the last step is done once a machine and kept in the cache, by the hash of all that it depends on: a second start, and every other
+rank, only opens files.
 """
 
 from __future__ import annotations
 
-import hashlib
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from moss_train.artifacts.lineage import Source
-from moss_train.data.dialogue import Dialogue, meta_instruction, read_dialogues
-from moss_train.data.loader import RowDataset, StepPlan, evaluation_batches, step_batches
-from moss_train.data.mixture import permutation_key, permuted_index
-from moss_train.data.render import render_all
+from moss_train.data import render_files
+from moss_train.data.cache import Cache, key_of, read_entry
+from moss_train.data.dialogue import meta_instruction
+from moss_train.data.documents import Documents, JoinedDocuments, StoredDocuments
+from moss_train.data.loader import EvaluationBatches, RowDataset, StepPlan, step_batches
+from moss_train.data.mixture import Mixture, permutation_key, permuted_index
+from moss_train.data.packing import PackingPlan, plan_rows
+from moss_train.data.render_worker import RenderSettings, Report
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import DataError
-from moss_train.sft.config import DefaultMeta, DialogueDataConfig, SFTConfig
+from moss_train.sft.config import DefaultMeta, DialogueDataConfig, OnBad, SFTConfig
+from moss_train.sft.inputs import Input, open_cache
 from moss_train.train import engine as distributed
 from moss_train.train.stage import StageData
 
 Say = Callable[[str], None]
 
-BUNDLED_LICENCE = "Apache-2.0"
-# Enough text for a small vocabulary; learning merges from more takes minutes and changes little.
-TOKENIZER_TRAINING_CHARACTERS = 20_000_000
-
-
-@dataclass
-class Splits:
-    """Dialogues for training and for validation, and where they came from."""
-
-    train: list[Dialogue]
-    valid: list[Dialogue]
-    sources: list[Source]
+_PLAN_VERSION = 1
+REJECTS = "rejects.jsonl"
 
 
 @dataclass
 class Rows:
     """Packed rows of both splits."""
 
-    train_rows: RowDataset
+    train_rows: RowDataset | Mixture
     valid_rows: RowDataset | None
     config: SFTConfig
     tokenizer: MossTokenizer
     sources: list[Source]
     details: dict[str, Any]
+    rejects: list[Path]
+    """Files of the records left out."""
 
     @property
     def fingerprint(self) -> str:
         """Of both splits: the same on every rank, or ranks would train on different things."""
         return f"{self.train_rows.fingerprint} {self.valid_rows.fingerprint if self.valid_rows else None}"
 
-    @property
-    def count(self) -> int:
-        """Training rows of one epoch."""
-        return len(self.train_rows)
+    def write_rejects(self, directory: Path) -> Path | None:
+        """The records left out, as `{"origin", "code", "problem"}` a line; None where there are none."""
+        if not any(path.stat().st_size for path in self.rejects):
+            return None
+        with (directory / REJECTS).open("wb") as out:
+            for path in self.rejects:
+                with path.open("rb") as file:
+                    shutil.copyfileobj(file, out)
+        return directory / REJECTS
 
     def stage_data(self) -> StageData:
         """What the loop takes."""
-        train = self.config.train
-        plan = StepPlan(train.global_batch_size, train.micro_batch_size, distributed.world_size())
+        train, world_size, rank = self.config.train, distributed.world_size(), distributed.rank()
+        plan = StepPlan(train.global_batch_size, train.micro_batch_size, world_size)
         valid = {}
         if self.valid_rows is not None:
-            valid["valid"] = list(evaluation_batches(self.valid_rows, train.micro_batch_size, distributed.world_size(), distributed.rank()))
+            valid["valid"] = EvaluationBatches(self.valid_rows, train.micro_batch_size, world_size, rank)
         return StageData(
-            rows=self.count,
+            rows=len(self.train_rows),
             # A number of epochs ends in the middle of a step, most often; the rest of it is rows of weight zero.
-            batches=lambda first, last: step_batches(self.train_rows, first, plan, distributed.rank(), last),
+            batches=lambda first, last: step_batches(self.train_rows, first, plan, rank, last),
             valid=valid,
             sources=self.sources,
             weight_name="supervised_tokens",
@@ -83,108 +91,216 @@ class Rows:
         )
 
 
-def load_dialogues(config: DialogueDataConfig, seed: int, say: Say) -> Splits:
-    """Reads and parses what `data.train` and `data.valid` name, or the bundled dialogues.
+def render_settings(config: DialogueDataConfig, seed: int) -> RenderSettings:
+    """What shapes documents."""
+    moss = config.default_meta is DefaultMeta.moss
+    return RenderSettings(
+        format=config.format.value,
+        default_meta=meta_instruction(**{plugin.value: True for plugin in config.plugins}) if moss else "",
+        loss_on=config.loss_on.value,
+        on_marker=config.on_marker.value,
+        on_long=config.on_long.value,
+        max_tokens=config.seq_len,
+        switch_off=config.switch_off,
+        # Without it nothing is random, and runs with other seeds share what is rendered.
+        seed=seed if config.switch_off else 0,
+    )
+
+
+def render_inputs(config: SFTConfig, inputs: Sequence[Input], tokenizer: MossTokenizer, say: Say) -> list[str]:
+    """Renders what is not in the cache yet, and plans the rows; called on one rank of a machine.
+
+    Returns:
+        The entry of each input.
 
     Raises:
-        DataError: With every bad record, each by file and line, and what to do.
+        DataError: With the bad records, each by file and line, and what to do.
     """
-    train_paths, valid_paths, licence = _paths(config.train), _paths(config.valid), None
-    if not train_paths:
-        folder = resources.files("moss_train.data.bundled")
-        train_paths, licence = [str(folder / "dialogues_train.jsonl")], BUNDLED_LICENCE
-        valid_paths = valid_paths or [str(folder / "dialogues_dev.jsonl")]
-    sources: list[Source] = []
-    train = _read(train_paths, "train", config, licence, sources, say)
-    valid = _read(valid_paths, "valid", config, licence, sources, say)
-    if not valid_paths and config.holdout:
-        train, valid = hold_out(train, config.holdout, seed)
-        say(f"validation: {len(valid)} of the training dialogues are kept apart (data.holdout={config.holdout})")
-    return Splits(train, valid, sources)
+    cache, data = open_cache(config.data), config.data
+    settings = render_settings(data, config.run.seed)
+    entries = []
+    for found in inputs:
+        key = key_of("documents", render_files.VERSION, found.content, asdict(settings), tokenizer.fingerprint)
+
+        def make(out: Path, found: Input = found) -> dict[str, Any]:
+            paths = [Path(name) for name in found.files]
+            made = render_files.render_files(paths, found.limit, settings, tokenizer, out, say, f"{found.role}: {found.name}")
+            check_report(Report.from_json(made["report"]), data, found.spec)
+            return made
+
+        entry, _ = cache.get("documents", key, make, say)
+        # Known from before, or rendered for another run that skipped more.
+        check_report(read_report(entry), data, found.spec)
+        entries.append(str(entry))
+    for split in split_documents(config, inputs, entries).values():
+        for pool in split:
+            pool.plan(cache, say)
+    return entries
 
 
-def hold_out(dialogues: list[Dialogue], share: float, seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Keeps a share of the dialogues apart: at least one, never all; the same ones for the same seed and number of dialogues."""
-    count = min(max(1, round(share * len(dialogues))), len(dialogues) - 1)
+def check_report(report: Report, config: DialogueDataConfig, spec: str) -> None:
+    """Refuses data with bad records, or with too many of them.
+
+    Raises:
+        DataError: With the first of them and totals by code.
+    """
+    if report.records == 0:
+        raise DataError(f"{spec}: no records: the file is empty or holds only blank lines.")
+    head = f"{report.bad:,} bad of {report.records:,} records in {spec}"
+    if report.bad and config.on_bad is OnBad.fail:
+        raise DataError(f"{head}:\n{report.describe()}\nRepair them, or set data.on_bad=skip to leave them out.")
+    if report.bad > config.max_bad_share * report.records:
+        raise DataError(f"{head}, more than the {config.max_bad_share:.1%} of data.max_bad_share:\n{report.describe()}")
+
+
+def read_report(entry: Path) -> Report:
+    """What came of rendering an entry."""
+    return Report.from_json(read_entry(entry)["report"])
+
+
+@dataclass
+class Pool:
+    """Documents that are packed together.
+
+    Attributes:
+        documents: All of them. chosen: Numbers of those to take, None for all. chosen_by: What that follows from, besides the documents.
+        seq_len: Tokens of a row. weight: In a mixture, else None. name: For messages.
+    """
+
+    documents: Documents
+    chosen: npt.NDArray[np.int64] | None
+    chosen_by: list[Any]
+    seq_len: int
+    weight: float | None
+    name: str
+
+    def plan(self, cache: Cache, say: Say) -> PackingPlan:
+        """The rows, planned where they are not in the cache."""
+
+        def make(out: Path) -> dict[str, Any]:
+            plan = plan_rows(self.documents.lengths, self.seq_len, self.chosen)
+            np.save(out / "documents.npy", plan.documents)
+            np.save(out / "starts.npy", plan.starts)
+            return {}
+
+        entry, _ = cache.get("plan", key_of("plan", _PLAN_VERSION, self.documents.digest, self.chosen_by, self.seq_len), make, say)
+        return PackingPlan(*(np.load(entry / f"{name}.npy", mmap_mode="r") for name in ("documents", "starts")))
+
+
+def split_documents(config: SFTConfig, inputs: Sequence[Input], entries: Sequence[str]) -> dict[str, list[Pool]]:
+    """The pools for training and for validation.
+
+    Paths without weights are one pool; each path of a mixture is one of its own. Without `data.valid`, `data.holdout` of the documents of
+    each pool is kept apart.
+
+    Raises:
+        DataError: Nothing is left of one of them.
+    """
+    data, seed = config.data, config.run.seed
+    pools: dict[str, list[Pool]] = {"train": [], "valid": []}
+    for role in pools:
+        mine = [(found, StoredDocuments(Path(entry), found.files)) for found, entry in zip(inputs, entries) if found.role == role]
+        for found, documents in mine:
+            if not len(documents.lengths):
+                counts = dropped(Report.from_json(documents.record["report"]))
+                raise DataError(f"{found.spec}: no dialogue is left at data.seq_len={data.seq_len}: {describe(counts)}")
+        if mine and mine[0][0].weight is None:
+            joined = JoinedDocuments([documents for _, documents in mine])
+            pools[role].append(Pool(joined, None, [], data.seq_len, None, role))
+        else:
+            pools[role] += [Pool(documents, None, [], data.seq_len, found.weight, found.name) for found, documents in mine]
+    if not pools["valid"] and data.holdout:
+        for pool in pools["train"]:
+            kept, apart = hold_out(len(pool.documents.lengths), data.holdout, seed)
+            by = ["holdout", data.holdout, seed]
+            pools["valid"].append(replace(pool, chosen=apart, chosen_by=[*by, "valid"], weight=None, name="valid"))
+            pool.chosen, pool.chosen_by = kept, [*by, "train"]
+    return pools
+
+
+def hold_out(count: int, share: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Numbers of the documents to train on and to keep apart: at least one, never all; the same ones for the same seed and count."""
+    if count < 2:
+        raise DataError(f"data.holdout={share} needs two documents or more, to keep one apart; there is {count}. Name data.valid instead")
+    chosen = min(max(1, round(share * count)), count - 1)
     key = permutation_key("holdout", seed, 0)
-    chosen = {permuted_index(key, len(dialogues), i) for i in range(count)}
-    return [d for i, d in enumerate(dialogues) if i not in chosen], [d for i, d in enumerate(dialogues) if i in chosen]
+    apart = np.sort(np.fromiter((permuted_index(key, count, i) for i in range(chosen)), dtype=np.int64, count=chosen))
+    return np.setdiff1d(np.arange(count), apart, assume_unique=True), apart
 
 
-def texts(dialogues: list[Dialogue]) -> Iterator[str]:
-    """Text to train a tokenizer on: every content of the dialogues, up to a bound."""
-    left = TOKENIZER_TRAINING_CHARACTERS
-    for dialogue in dialogues:
-        parts = [dialogue.meta_instruction or ""]
-        for turn in dialogue.turns:
-            parts += [part for part in (turn.human, turn.thoughts, turn.commands, turn.results, turn.moss) if part]
-        yield from parts
-        left -= sum(map(len, parts))
-        if left < 0:
-            return
+def open_rows(config: SFTConfig, inputs: Sequence[Input], entries: Sequence[str], tokenizer: MossTokenizer, say: Say) -> Rows:
+    """The rows of both splits, from entries of the cache; says what came of the data."""
+    cache, data, seed = open_cache(config.data), config.data, config.run.seed
+    reports = [read_report(Path(entry)) for entry in entries]
+    pools = split_documents(config, inputs, entries)
 
-
-def prepare(config: SFTConfig, splits: Splits, tokenizer: MossTokenizer, say: Say) -> Rows:
-    """Renders and packs both splits, and says what came of it."""
-    data = config.data
-
-    def rows(name: str, dialogues: list[Dialogue]) -> tuple[RowDataset, Counter[str]]:
-        rendered, counts = render_all(dialogues, tokenizer, data.loss_on.value, data.seq_len, on_marker=data.on_marker.value)
-        dropped = Counter({reason: count for reason, count in counts.items() if "dropped" in reason or reason == "dialogues_shortened"})
-        if not rendered:
-            raise DataError(f"data.{name}: none of {len(dialogues)} dialogues is left at data.seq_len={data.seq_len}: {describe(dropped)}")
-        dataset = RowDataset(rendered, data.seq_len, config.run.seed, pad_id=tokenizer.endoftext)
+    def rows(pool: Pool) -> RowDataset:
+        dataset = RowDataset(pool.documents, data.seq_len, seed, pad_id=tokenizer.endoftext, plan=pool.plan(cache, say))
+        weight = f", weight {pool.weight:g}" if pool.weight is not None else ""
         say(
-            f"{name}: {len(rendered):,} of {len(dialogues):,} dialogues in {len(dataset):,} rows of {data.seq_len} "
-            f"({dataset.fill:.1%} filled), "
-            f"{dataset.tokens:,} tokens, {dataset.supervised_tokens:,} with loss ({data.loss_on.value})"
-            + (f"; dropped: {describe(dropped)}" if dropped else "")
+            f"{pool.name}: {dataset.documents:,} dialogues in {len(dataset):,} rows of {data.seq_len} ({dataset.fill:.1%} filled), "
+            f"{dataset.tokens:,} tokens, {dataset.supervised_tokens:,} with loss ({data.loss_on.value}){weight}"
         )
-        return dataset, dropped
+        return dataset
 
-    train, dropped = rows("train", splits.train)
-    valid = rows("valid", splits.valid)[0] if splits.valid else None
-    meta = Counter(dialogue.meta_instruction for dialogue in splits.train if dialogue.meta_instruction).most_common(1)
-    details = {
+    for found, report in zip(inputs, reports):
+        if report.bad:
+            say(f"{found.role}: {report.bad:,} bad records of {found.name} left out (data.on_bad=skip)\n{report.describe()}")
+        if lost := dropped(report):
+            share = report.counts["supervised_tokens_dropped"] / max(
+                1, report.counts["supervised_tokens"] + report.counts["supervised_tokens_dropped"]
+            )
+            say(f"{found.role}: {found.name}: {describe(lost)}: {share:.1%} of the tokens with loss (data.on_long={data.on_long.value})")
+    parts = [rows(pool) for pool in pools["train"]]
+    weights = [pool.weight for pool in pools["train"] if pool.weight is not None]
+    train: RowDataset | Mixture = Mixture(parts, weights, [pool.name for pool in pools["train"]]) if weights else parts[0]
+    valid = None
+    if pools["valid"]:
+        # Validation looks at every row once; weights mean nothing there.
+        valid = rows(pools["valid"][0] if len(pools["valid"]) == 1 else _together(pools["valid"]))
+    whole = Report()
+    for found, report in zip(inputs, reports):
+        if found.role == "train":
+            whole.add(report)
+    common = whole.metas.most_common(1)
+    details: dict[str, Any] = {
         "loss_on": data.loss_on.value,
         "seq_len": data.seq_len,
         "rows_fingerprint": train.fingerprint,
         "tokenizer_fingerprint": tokenizer.fingerprint,
-        "dropped": dict(dropped),
-        "meta_instruction": meta[0][0] if meta else None,
-        "middle_segments": middle_segments(splits.train),
+        "dropped": dict(dropped(whole)),
+        "left_out": dict(whole.problems),
+        "meta_instruction": common[0][0] if common else None,
+        # A prompt should look like what was trained on: with inner thoughts, commands and results, if only as None, or without.
+        "middle_segments": 2 * whole.middle_turns > whole.turns,
     }
-    return Rows(train, valid, config, tokenizer, splits.sources, details)
+    if weights:
+        details["mixture"] = {pool.name: pool.weight for pool in pools["train"]}
+    sources = [Source(found.name, found.sha256, report.records, found.role, found.licence) for found, report in zip(inputs, reports)]
+    return Rows(train, valid, config, tokenizer, sources, details, [Path(entry) / REJECTS for entry in entries])
 
 
-def middle_segments(dialogues: list[Dialogue]) -> bool:
-    """Whether most turns carry inner thoughts, commands and results, if only as None: a prompt should look like what was trained on."""
-    turns = [turn for dialogue in dialogues for turn in dialogue.turns]
-    return 2 * sum(None not in (turn.thoughts, turn.commands, turn.results) for turn in turns) > len(turns)
+def _together(pools: Sequence[Pool]) -> Pool:
+    """One pool of what several chose."""
+    starts = np.cumsum([0, *(len(pool.documents.lengths) for pool in pools)])
+    chosen = [np.arange(len(p.documents.lengths)) if p.chosen is None else p.chosen for p in pools]
+    numbers = np.concatenate([numbers + start for numbers, start in zip(chosen, starts)])
+    documents = JoinedDocuments([pool.documents for pool in pools])
+    return replace(pools[0], documents=documents, chosen=numbers, chosen_by=[pool.chosen_by for pool in pools], weight=None, name="valid")
+
+
+def dropped(report: Report) -> Counter[str]:
+    """What did not fit, as counts by reason."""
+    return Counter(
+        {
+            reason: count
+            for reason, count in report.counts.items()
+            if ("dropped" in reason or reason == "dialogues_shortened") and "tokens" not in reason
+        }
+    )
 
 
 def describe(counts: Counter[str]) -> str:
     """Counts in words, most frequent first."""
     words = {reason: reason.replace("_dropped", "").replace("_", " ") for reason in counts}
     return ", ".join(f"{count:,} {words[reason]}" for reason, count in counts.most_common()) or "nothing"
-
-
-def _paths(value: Any) -> list[str]:
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
-
-
-def _read(paths: list[str], role: str, config: DialogueDataConfig, licence: str | None, sources: list[Source], say: Say) -> list[Dialogue]:
-    """The dialogues of `paths`; each path becomes a source, with the hash of the dialogues read from it."""
-    found: list[Dialogue] = []
-    meta = meta_instruction(**{plugin.value: True for plugin in config.plugins}) if config.default_meta is DefaultMeta.moss else ""
-    for path in paths:
-        dialogues, problems = read_dialogues(path, default_meta=meta, on_bad=config.on_bad.value)
-        if problems.counts:
-            say(f"{role}: {sum(problems.counts.values())} bad records left out (data.on_bad=skip)\n{problems.describe()}")
-        digest = hashlib.sha256()
-        for dialogue in dialogues:
-            digest.update(repr((dialogue.id, dialogue.meta_instruction, dialogue.turns)).encode("utf-8"))
-        name = path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-        sources.append(Source(name, digest.hexdigest(), len(dialogues), role, licence))
-        found += dialogues
-    return found

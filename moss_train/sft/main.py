@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,9 @@ from moss_train.sft.config import SFTConfig, VerifySFTConfig
 
 if TYPE_CHECKING:
     from moss_train.data.tokenizer import MossTokenizer
+    from moss_train.sft.data import Rows
+    from moss_train.sft.inputs import Input
+    from moss_train.train.run import Run
 
 
 def main(config: SFTConfig) -> float:
@@ -21,7 +26,9 @@ def main(config: SFTConfig) -> float:
     """
     from moss_train.artifacts.export import write_export
     from moss_train.data.loader import StepPlan
-    from moss_train.sft.data import load_dialogues, prepare
+    from moss_train.data.tokenizer import MossTokenizer
+    from moss_train.sft.data import open_rows, render_inputs
+    from moss_train.sft.inputs import Input, find_inputs
     from moss_train.train import engine as distributed
     from moss_train.train.resume import find_checkpoint
     from moss_train.train.run import open_run
@@ -33,10 +40,14 @@ def main(config: SFTConfig) -> float:
         distributed.check_section(config.deepspeed)
         saved = find_checkpoint(run)
         model_config = run.together(lambda: architecture(config, run.log))
-        splits = run.together(lambda: load_dialogues(config.data, config.run.seed, run.log))
-        tokenizer = run.together(lambda: choose_tokenizer(config, splits.train, run.log))
+        found = run.once_per_machine("the data files", lambda: [asdict(one) for one in find_inputs(config.data)])
+        inputs = [Input(**one) for one in found]
+        trained = run.once_per_machine("the tokenizer", lambda: tokenizer_directory(config, inputs, run.log))
+        tokenizer = run.together(lambda: MossTokenizer.load(trained))
         model_config = run.together(lambda: fit_vocabulary(config, model_config, tokenizer))
-        rows = run.together(lambda: prepare(config, splits, tokenizer, run.log))
+        entries = run.once_per_machine("the data to be rendered", lambda: render_inputs(config, inputs, tokenizer, run.log))
+        rows = run.together(lambda: open_rows(config, inputs, entries, tokenizer, run.log))
+        run.together(lambda: say_rejects(rows, run) if distributed.rank() == 0 else None)
         run.agree("the rows", rows.fingerprint)
         export = partial(
             write_export,
@@ -104,18 +115,19 @@ def architecture(config: SFTConfig, say: Any) -> Any:
     return found
 
 
-def choose_tokenizer(config: SFTConfig, train: Any, say: Any) -> MossTokenizer:
+def tokenizer_directory(config: SFTConfig, inputs: Sequence[Input], say: Any) -> str:
     """The tokenizer of `tokenizer.path`, of `init_from`, or a small one trained on the training dialogues."""
-    from moss_train.data.tokenizer import MossTokenizer
+    from moss_train.sft.inputs import train_tokenizer
 
-    where = config.tokenizer.path or config.init_from
-    if where is not None:
-        return MossTokenizer.load(where)
-    from moss_train.sft.data import texts
+    given = config.tokenizer.path or config.init_from
+    return given if given is not None else train_tokenizer(config.data, inputs, config.tokenizer.train_vocab_size, say)
 
-    tokenizer = MossTokenizer.train(texts(train), config.tokenizer.train_vocab_size)
-    say(f"tokenizer: trained on the training dialogues, {tokenizer.size} tokens")
-    return tokenizer
+
+def say_rejects(rows: Rows, run: Run) -> None:
+    """Writes down the records left out, where there are any."""
+    path = rows.write_rejects(run.dir)
+    if path is not None:
+        run.log(f"the records left out are in {path}")
 
 
 def fit_vocabulary(config: SFTConfig, model_config: Any, tokenizer: MossTokenizer) -> Any:

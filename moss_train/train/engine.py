@@ -129,6 +129,17 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def tell(key: str, value: str) -> None:
+    """Writes a word for the other ranks, for `heard`. No collective: a rank that waits for it can be waited for in turn for any time."""
+    dist.distributed_c10d._get_default_store().set(f"moss_train/{key}", value)
+
+
+def heard(key: str) -> str | None:
+    """The word that some rank has written, or None so far."""
+    store = dist.distributed_c10d._get_default_store()
+    return store.get(f"moss_train/{key}").decode() if store.check([f"moss_train/{key}"]) else None
+
+
 def barrier() -> None:
     """Waits for all ranks."""
     if dist.is_initialized():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -41,6 +41,14 @@ class Batch(Protocol):
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         ...
+
+
+class Batches(Protocol):
+    """A number of batches, gone through once."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -218,7 +226,7 @@ def reduce_metrics(totals: dict[str, list[float]]) -> dict[str, float]:
     return {name: sums[2 * i] / sums[2 * i + 1] if sums[2 * i + 1] else math.nan for i, name in enumerate(names)}
 
 
-def evaluate_batches(engine: Any, batches: Sequence[Batch], actions: Actions) -> dict[str, float]:
+def evaluate_batches(engine: Any, batches: Batches, actions: Actions) -> dict[str, float]:
     """Mean metrics of the model on `batches`, which are as many on every rank: under ZeRO-3 each forward is a collective.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import itertools
 import json
 import logging
 import os
@@ -34,10 +34,14 @@ from moss_train.train import engine as distributed
 from moss_train.train import manifest
 from moss_train.train.interrupt import StopRequest, note_launcher
 from moss_train.train.tracking import resident_gib, setup_logging
-from moss_train.train.watchdog import Watchdog
+from moss_train.train.watchdog import Watchdog, machine
 
 _log = logging.getLogger("moss_train")
 _Result = TypeVar("_Result")
+
+_CALLS = itertools.count()
+"""Numbers what is done once a machine; the same on every rank, over all jobs of a sweep."""
+_LISTEN_SECONDS = 0.1
 
 LOCK = "run.lock"
 """Held by the run that writes in a directory; also the sign that the directory is a run's."""
@@ -114,6 +118,35 @@ class Run:
             if failure is not None:
                 raise FailedElsewhereError(f"rank {number}: {failure[1]}", failure[0])
         return result  # type: ignore[return-value]
+
+    def once_per_machine(self, what: str, work: Callable[[], _Result]) -> _Result:
+        """Runs `work` on one rank of each machine, and gives its result to the others there; raises on all where it fails.
+
+        The others wait outside of any collective, so it may take longer than a collective's time-out.
+
+        Args:
+            what: Name of the work, for messages.
+            work: Returns what JSON can hold.
+        """
+        here = distributed.gather(machine())
+        first = here.index(machine())
+        key = f"once/{next(_CALLS)}/{first}"
+
+        def work_or_wait() -> Any:
+            if distributed.rank() == first:
+                result = None
+                try:
+                    result = work()
+                finally:
+                    # Without a result it has failed; the others hear of that when they come together.
+                    distributed.tell(key, json.dumps(result))
+                return result
+            self.rest(f"waiting for {what}")
+            while (found := distributed.heard(key)) is None:
+                time.sleep(_LISTEN_SECONDS)
+            return json.loads(found)
+
+        return self.together(work_or_wait)
 
     def agree(self, what: str, fingerprint: str) -> None:
         """Raises on all ranks where they hold different data: training on it would mix runs, or hang."""
@@ -270,7 +303,7 @@ def _open_directory(directory: Path, resume: bool) -> _Opened:
         moved = None if resumes else _move_aside(directory)
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / LOCK).open("w", encoding="utf-8")
-        if not _try_lock(lock):
+        if not files.try_lock(lock.fileno()):
             raise UsageError(f"another run is writing in run.dir={directory}; name another directory, or wait until it has ended")
         # The lock is ours: what is unfinished there is left over from a crash.
         manifest.clean(directory / "checkpoints")
@@ -281,24 +314,12 @@ def _open_directory(directory: Path, resume: bool) -> _Opened:
     return _Opened(lock, moved, resumes)
 
 
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        # Some network file systems have no locks; there, two runs in one directory are the user's to avoid.
-        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-            raise
-    return True
-
-
 def _move_aside(directory: Path) -> Path | None:
     """Renames a directory that holds a run which is over. One that does not (a sweep's own folder, a user's project) is left as it is."""
     if not (directory / LOCK).is_file() or not ((directory / "config.yaml").is_file() or (directory / "status.json").is_file()):
         return None
     with (directory / LOCK).open("a", encoding="utf-8") as lock:
-        if not _try_lock(lock):
+        if not files.try_lock(lock.fileno()):
             raise UsageError(f"another run is writing in run.dir={directory}; name another directory, or wait until it has ended")
     number = 1
     while (target := directory.with_name(f"{directory.name}.{number}")).exists():

@@ -47,7 +47,7 @@ class StageData:
     """(number of a step's first sample, number of samples of the whole run) -> this rank's micro-batches of that step."""
     rows: int
     """Of one epoch."""
-    valid: Mapping[str, Sequence[Any]]
+    valid: Mapping[str, loop.Batches]
     """Validation set -> this rank's batches; as many on every rank."""
     sources: list[lineage.Source]
     weight_name: str

@@ -77,7 +77,7 @@ class Watchdog:
         self._answered = time.monotonic()
         self._store_is_gone = False
         self._store: Any = self._make_store()
-        here = _machine()
+        here = machine()
         peers = distributed.gather((here, socket.gethostname(), os.getpid()))
         self._hosts = [host for _, host, _ in peers]
         self._local_peers = {rank: pid for rank, (machine, _, pid) in enumerate(peers) if machine == here and rank != self._rank}
@@ -322,7 +322,7 @@ class Watchdog:
                 faulthandler.dump_traceback(file, all_threads=True)
 
 
-def _machine() -> tuple[str, ...]:
+def machine() -> tuple[str, ...]:
     """Tells machines apart, and containers of one machine whose processes do not see one another."""
     found = [socket.gethostname()]
     for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text(), lambda: os.readlink("/proc/self/ns/pid")):

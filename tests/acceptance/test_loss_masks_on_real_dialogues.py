@@ -24,7 +24,8 @@ import numpy.typing as npt
 import pytest
 from transformers import AutoTokenizer
 
-from moss_train.data.dialogue import Dialogue, meta_instruction, parse_moss003, read_dialogues
+from moss_train.data.dialogue import Dialogue, meta_instruction, read_dialogues
+from moss_train.data.formats import parse_moss003
 from moss_train.data.loader import RowDataset
 from moss_train.data.packing import IGNORE_INDEX, Example, build_row
 from moss_train.data.render import Rendered, render_all

@@ -12,6 +12,7 @@ FAULTS is a JSON list; each fault has a `kind`, and `step` (optimizer step, from
     host                     the rank says it is on the machine `name` (no step)
     full_disk                writing fails with ENOSPC (or `errno`) once `byte` bytes of checkpoints are written on that rank (no step)
     slow_step                each step takes `seconds` longer (no step or rank)
+    slow_render              rendering takes `seconds` longer, and a rank waits in a collective for 5 s at most (no step or rank)
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 
 from moss_train import cli, files
+from moss_train.data import render_files
 from moss_train.train import checkpoint, loop
 from moss_train.train import engine as distributed
 
@@ -139,8 +141,22 @@ def die_at_call(name: str, ordinal: int) -> None:
     setattr(files, name, deadly)
 
 
+def slow_rendering(seconds: float) -> None:
+    """Makes rendering take longer than any collective may."""
+    real = render_files.render_files
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return real(*arguments)
+
+    render_files.render_files = slow
+    distributed.TIMEOUT_MINUTES = 5 / 60  # type: ignore[assignment]
+
+
 if __name__ == "__main__":
     for fault in FAULTS:
+        if fault["kind"] == "slow_render":
+            slow_rendering(fault["seconds"])
         if fault["kind"] == "host" and fault["rank"] == int(os.environ.get("RANK", "0")):
             socket.gethostname = lambda name=fault["name"]: name  # type: ignore[misc]
     watch_loop()

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from moss_train.data.dialogue import Dialogue, Turn, meta_instruction, parse_moss003, read_dialogues
+from moss_train.data.dialogue import Dialogue, Turn, meta_instruction, read_dialogues
+from moss_train.data.formats import parse_moss003
 from moss_train.data.records import RecordError
 from moss_train.errors import DataError
 
@@ -148,7 +149,7 @@ def test_all_bad_records_are_told_together(jsonl: Path) -> None:
 
     dialogues, problems = read_dialogues(str(jsonl), on_bad="skip", max_bad_share=0.9)
     assert len(dialogues) == 2
-    assert problems.counts == {"num_turns": 1, "bad_json": 1, "no_chat": 1}
+    assert problems.counts == {"num_turns": 1, "bad_json": 1, "unknown_format": 1}
     with pytest.raises(DataError, match=r"more than the 1\.0%"):
         read_dialogues(str(jsonl), on_bad="skip")
 

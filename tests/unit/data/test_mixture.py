@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moss_train.data.mixture import permutation_key, permuted_index, sample_index
+from moss_train.data.mixture import BLOCK, Mixture, permutation_key, permuted_index, quotas, sample_index
 
 
 @given(key=st.integers(0, 2**64 - 1), n=st.integers(1, 700))
@@ -73,3 +73,59 @@ def test_a_position_outside_is_a_defect() -> None:
     for i in (-1, 5):
         with pytest.raises(ValueError, match="outside"):
             permuted_index(1, 5, i)
+
+
+class Source:
+    """As much of a `RowDataset` as a mixture needs."""
+
+    def __init__(self, name: str, rows: int):
+        self.fingerprint, self.rows = name, rows
+        self.seq_len, self.pad_id, self.seed = 8, 0, 3
+        self.tokens = self.supervised_tokens = self.documents = rows
+        self.mean_context = 2.0
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def sample(self, number: int) -> tuple[str, int]:
+        return self.fingerprint, number
+
+    def origins_of_sample(self, number: int) -> list[str]:
+        return [f"{self.fingerprint}:{number}"]
+
+
+def mixture(*weights: float) -> Mixture:
+    return Mixture([Source(f"source {place}", 10 * (place + 1)) for place in range(len(weights))], weights, [])  # type: ignore[arg-type]
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
+def test_shares_of_a_block_add_up(weights: list[float]) -> None:
+    counts = quotas(weights)
+    assert sum(counts) == BLOCK
+    assert min(counts) >= 1
+    for count, weight in zip(counts, weights):
+        assert abs(count - BLOCK * weight / sum(weights)) <= len(weights) + 1
+    assert quotas([weight * 3 for weight in weights]) == pytest.approx(counts, abs=1)
+
+
+@pytest.mark.parametrize("weights", [(1,), (0.7, 0.3), (1, 1, 1), (97, 2, 1), (5, 0.01)])
+def test_each_prefix_of_a_run_has_the_shares_and_every_source_goes_on_where_it_was(weights: tuple[float, ...]) -> None:
+    mixed = mixture(*weights)
+    taken = [0] * len(weights)
+    for number in range(2 * BLOCK + 100):
+        name, inside = mixed.sample(number)  # type: ignore[misc]
+        source = int(str(name).split()[1])
+        assert inside == taken[source], "no sample of a source is left out or taken twice"
+        taken[source] += 1
+        for place, quota in enumerate(mixed.quotas):
+            assert abs(taken[place] - (number + 1) * quota / BLOCK) < 2
+    assert mixed.sample(5 * BLOCK + 17) == mixture(*weights).sample(5 * BLOCK + 17)
+
+
+def test_a_mixture_is_told_by_its_sources_and_shares() -> None:
+    base = mixture(0.7, 0.3).fingerprint
+    assert base == mixture(7, 3).fingerprint
+    assert base != mixture(0.6, 0.4).fingerprint
+    assert len(mixture(0.7, 0.3)) == 30
+    first = [mixture(0.5, 0.5).place(number)[0] for number in range(8)]
+    assert sorted(first) == [0, 0, 0, 0, 1, 1, 1, 1]

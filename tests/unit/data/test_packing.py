@@ -13,12 +13,12 @@ from moss_train.errors import DataError
 
 @given(st.lists(st.integers(1, 64), max_size=200))
 def test_every_document_is_in_one_row_and_every_row_fits(lengths: list[int]) -> None:
-    rows = pack(lengths, 64)
+    rows = pack(lengths, 64).rows()
     assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
     assert all(sum(lengths[index] for index in row) <= 64 for row in rows)
     assert all(row == sorted(row) for row in rows)
     assert rows == sorted(rows)
-    assert rows == pack(lengths, 64)
+    assert rows == pack(lengths, 64).rows()
 
 
 def naive_best_fit(lengths: list[int], seq_len: int) -> list[int]:
@@ -36,13 +36,13 @@ def naive_best_fit(lengths: list[int], seq_len: int) -> list[int]:
 
 @given(st.lists(st.integers(1, 40), max_size=80))
 def test_the_rows_are_those_of_the_textbook(lengths: list[int]) -> None:
-    assert sorted(sum(lengths[index] for index in row) for row in pack(lengths, 40)) == naive_best_fit(lengths, 40)
+    assert sorted(sum(lengths[index] for index in row) for row in pack(lengths, 40).rows()) == naive_best_fit(lengths, 40)
 
 
 def test_a_known_packing() -> None:
-    assert pack([5, 7, 3, 1, 4], 10) == [[0, 3, 4], [1, 2]]
-    assert pack([10, 10], 10) == [[0], [1]]
-    assert pack([], 10) == []
+    assert pack([5, 7, 3, 1, 4], 10).rows() == [[0, 3, 4], [1, 2]]
+    assert pack([10, 10], 10).rows() == [[0], [1]]
+    assert pack([], 10).rows() == []
 
 
 @pytest.mark.parametrize("length", [0, 11, -1])

@@ -142,9 +142,9 @@ def test_paths_that_hold_nothing(tmp_path: Path) -> None:
         find_files(str(tmp_path))
     with pytest.raises(DataError, match="this glob holds no file"):
         find_files(f"{tmp_path}/*.jsonl")
-    (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"'\.parquet' are not read; expected one of \.jsonl"):
-        values(tmp_path / "x.parquet")
+    (tmp_path / "x.csv").write_bytes(b"a,b")
+    with pytest.raises(DataError, match=r"'\.csv' are not read; expected one of \.jsonl"):
+        values(tmp_path / "x.csv")
     (tmp_path / "empty.jsonl").write_text("\n\n")
     with pytest.raises(DataError, match="no records"):
         values(tmp_path / "empty.jsonl")

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from moss_train.data import show as module
-from moss_train.data.dialogue import parse_moss003
+from moss_train.data.formats import parse_moss003
 from moss_train.data.records import read_records
 from moss_train.data.render import render
 from moss_train.data.show import _as_json, _edges, _paint, _run_lengths, _visible, main

@@ -1,0 +1,202 @@
+"""Renders pieces of files: `python -m moss_train.data.render_worker` is a process that does so for `render_files`.
+
+It takes its settings and then one job a line on standard input, answers each with a line, and ends when its input is closed, so that none
+is left behind by whatever ends the process that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moss_train.data import formats
+from moss_train.data.dialogue import Dialogue
+from moss_train.data.documents import TABLE, document_hash, id_type
+from moss_train.data.records import PROBLEMS_SHOWN, Piece, RecordError, read_piece
+from moss_train.data.render import render_each
+from moss_train.data.switches import switch_off
+from moss_train.data.tokenizer import MossTokenizer
+from moss_train.errors import MossTrainError
+
+_METAS_COUNTED = 64
+"""Different meta instructions that are counted; data with more of them has no typical one."""
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """What shapes documents, besides the records and the tokenizer; see `sft.config.DialogueDataConfig`."""
+
+    format: str = "auto"
+    default_meta: str = ""
+    loss_on: str = "generated"
+    on_marker: str = "keep"
+    on_long: str = "drop_turns"
+    max_tokens: int = 2048
+    switch_off: float = 0.0
+    seed: int = 0
+
+
+@dataclass
+class Report:
+    """What came of rendering records; those of parts add up, in order, to that of the whole.
+
+    Attributes:
+        records: All, good or bad. readable: Those that are JSON, which `PATH#N` counts. documents: Rendered.
+        counts: See `render_each`.
+        problems: Bad records by code. shown: The first of them as messages.
+        metas: Meta instructions and how many dialogues have each.
+        formats: Dialogues by format.
+        turns: Of all dialogues. middle_turns: Those of them with inner thoughts, commands and results, if only as None.
+    """
+
+    records: int = 0
+    readable: int = 0
+    documents: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    problems: Counter[str] = field(default_factory=Counter)
+    shown: list[str] = field(default_factory=list)
+    metas: Counter[str] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    turns: int = 0
+    middle_turns: int = 0
+
+    @property
+    def bad(self) -> int:
+        """Records left out because something is wrong with them."""
+        return self.problems.total()
+
+    def describe(self) -> str:
+        """The first problems and the totals by code."""
+        more = [f"... and {self.bad - len(self.shown)} more"] if self.bad > len(self.shown) else []
+        return "\n".join([*self.shown, *more, "totals: " + ", ".join(f"{code} {count}" for code, count in self.problems.most_common())])
+
+    def add(self, other: Report) -> None:
+        """Takes in the report of what comes next."""
+        self.records += other.records
+        self.readable += other.readable
+        self.documents += other.documents
+        self.counts.update(other.counts)
+        self.problems.update(other.problems)
+        self.shown = [*self.shown, *other.shown][:PROBLEMS_SHOWN]
+        self.metas.update(other.metas)
+        self.metas = Counter(dict(self.metas.most_common(_METAS_COUNTED)))
+        self.formats.update(other.formats)
+        self.turns += other.turns
+        self.middle_turns += other.middle_turns
+
+    def to_json(self) -> dict[str, Any]:
+        """As values that JSON can hold."""
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Report:
+        """The report that `to_json` made this of."""
+        made = cls(**value)
+        for name in ("counts", "problems", "metas", "formats"):
+            setattr(made, name, Counter(value[name]))
+        return made
+
+
+def part_files(stem: Path) -> dict[str, Path]:
+    """The files of a part: ids, marks, table, hashes, rejects."""
+    return {name: stem.with_name(f"{stem.name}.{name}") for name in ("ids", "marks", "table", "hashes", "rejects")}
+
+
+def render_piece(
+    piece: Piece, file_number: int, stem: Path, settings: RenderSettings, tokenizer: MossTokenizer, limit: int | None = None
+) -> Report:
+    """Renders the records of a piece into the files of `part_files`.
+
+    Args:
+        piece: Of a file.
+        file_number: The file's number, for origins.
+        stem: Beginning of the names of the files.
+        settings: What shapes documents.
+        tokenizer: Gives the ids.
+        limit: Records to take at most.
+    """
+    report = Report()
+    rejects: list[dict[str, str]] = []
+
+    def on_error(error: RecordError) -> None:
+        report.problems[error.code] += 1
+        if len(report.shown) < PROBLEMS_SHOWN:
+            report.shown.append(str(error))
+        rejects.append({"origin": error.origin, "code": error.code, "problem": str(error).removeprefix(f"{error.origin}: {error.code}: ")})
+
+    def on_unreadable(error: RecordError) -> None:
+        report.records += 1
+        on_error(error)
+
+    def dialogues() -> Iterator[Dialogue]:
+        for record in islice(read_piece(piece, on_unreadable), limit):
+            report.records += 1
+            report.readable += 1
+            try:
+                name = settings.format if settings.format != "auto" else formats.detect(record.value, record.origin)
+                dialogue = formats.parse(record.value, record.origin, name, settings.default_meta)
+            except RecordError as error:
+                on_error(error)
+                continue
+            report.formats[name] += 1
+            if dialogue.meta_instruction and (dialogue.meta_instruction in report.metas or len(report.metas) < _METAS_COUNTED):
+                report.metas[dialogue.meta_instruction] += 1
+            report.turns += len(dialogue.turns)
+            report.middle_turns += sum(None not in (turn.thoughts, turn.commands, turn.results) for turn in dialogue.turns)
+            yield switch_off(dialogue, settings.switch_off, settings.seed) if settings.switch_off else dialogue
+
+    rendered = render_each(
+        dialogues(),
+        tokenizer,
+        report.counts,
+        settings.loss_on,
+        settings.max_tokens,
+        settings.on_marker,
+        settings.on_long,
+        on_error,
+    )
+    dtype = id_type(tokenizer.size)
+    table = []
+    names = part_files(stem)
+    with names["ids"].open("wb") as ids_file, names["marks"].open("wb") as marks_file, names["hashes"].open("wb") as hashes_file:
+        for document in rendered:
+            ids = np.array(document.input_ids, dtype=dtype)
+            marks = np.array(document.loss_mask, dtype=np.bool_)
+            packed = np.packbits(marks).tobytes()
+            ids_file.write(ids.tobytes())
+            marks_file.write(packed)
+            hashes_file.write(document_hash(ids, packed))
+            table.append((len(ids), int(np.count_nonzero(marks[1:])), file_number, int(document.origin.rsplit(":", 1)[1])))
+    names["table"].write_bytes(np.array(table, dtype=TABLE).tobytes())
+    names["rejects"].write_text("".join(json.dumps(reject, ensure_ascii=True) + "\n" for reject in rejects), encoding="utf-8")
+    report.documents = len(table)
+    return report
+
+
+def main() -> None:
+    """Serves jobs until standard input is closed."""
+    setup = json.loads(sys.stdin.readline())
+    settings, tokenizer = RenderSettings(**setup["settings"]), MossTokenizer.load(setup["tokenizer"])
+    for line in sys.stdin:
+        job = json.loads(line)
+        piece = Piece(Path(job["path"]), job["start"], job["end"], job["first_line"])
+        try:
+            report = render_piece(piece, job["file_number"], Path(job["stem"]), settings, tokenizer)
+            answer: dict[str, Any] = {"report": report.to_json()}
+        except MossTrainError as error:
+            answer = {"error": str(error), "kind": type(error).__name__}
+        except OSError as error:
+            answer = {"os_error": [error.errno, error.strerror, str(error.filename or "")]}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
