@@ -160,7 +160,8 @@ def quote_texts(arguments: list[str], schema: type, sweep: bool = False) -> list
                 value = f"[{','.join(_quote(item.strip()) for item in listed[1].split(','))}]"
             elif weighted := re.fullmatch(r"\{(.*)\}", value, flags=re.DOTALL):
                 pairs = [item.rpartition(":") for item in weighted[1].split(",")]
-                value = f"{{{', '.join(f'{encode_key(path.strip())}: {weight.strip()}' for path, _, weight in pairs)}}}"
+                if all(path.strip() for path, _, _ in pairs):
+                    value = f"{{{', '.join(f'{encode_key(path.strip())}: {weight.strip()}' for path, _, weight in pairs)}}}"
             else:
                 value = _quote(value)
         quoted.append(f"{key}{equals}{value}")
@@ -184,7 +185,7 @@ def encode_key(path: str) -> str:
     """A path as a key that Hydra's grammar takes: it has no quotes for keys, and refuses `#`, `~` and all but ASCII."""
     if re.fullmatch(r"[A-Za-z0-9_/.*?+@$|\\-]+", path):
         return path
-    return _ENCODED + urllib.parse.quote(path.strip("\"'"), safe="/*")
+    return _ENCODED + urllib.parse.quote(path.strip("\"'"), safe="/*").replace("~", "%7E")
 
 
 def decode_keys(value: Any) -> Any:

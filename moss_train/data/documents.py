@@ -5,7 +5,7 @@ Files of an entry, in the order of the documents:
     ids.bin       uint16 where the vocabulary allows, else uint32
     marks.bin     one bit an id, each document filled up to whole bytes
     table.npy     of each document: ids, supervised tokens, file (index in `files` of the record), line
-    rejects.jsonl records left out, as `{"origin", "code", "problem"}`
+    rejects.jsonl records left out, as `{"file", "line", "code", "problem"}`
 
 Documents are read with `pread`, not mapped: a mapped file's pages count as the memory of each rank that has touched them.
 """
@@ -13,8 +13,9 @@ Documents are read with `pread`, not mapped: a mapped file's pages count as the 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -118,6 +119,7 @@ class StoredDocuments:
 
     def __init__(self, entry: Path, names: Sequence[str]):
         record = read_entry(entry)
+        self._entry = entry
         self.record = record
         self.digest = str(record["digest"])
         self._names = names
@@ -142,6 +144,12 @@ class StoredDocuments:
         """Where it came from, as `file:line`."""
         row = self._table[number]
         return f"{self._names[int(row['file'])]}:{int(row['line'])}"
+
+    def rejects(self) -> Iterator[dict[str, str]]:
+        """The records left out, as `{"origin", "code", "problem"}`."""
+        with (self._entry / "rejects.jsonl").open(encoding="utf-8") as lines:
+            for one in map(json.loads, lines):
+                yield {"origin": f"{self._names[one['file']]}:{one['line']}", "code": one["code"], "problem": one["problem"]}
 
     def __del__(self) -> None:
         for name in ("_ids_file", "_marks_file"):

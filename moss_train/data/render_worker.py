@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -51,7 +51,8 @@ class Report:
     Attributes:
         records: All, good or bad. readable: Those that are JSON, which `PATH#N` counts. documents: Rendered.
         counts: See `render_each`.
-        problems: Bad records by code. shown: The first of them as messages.
+        problems: Bad records by code. shown: The first of them, as `{"file", "line", "code", "problem"}` with the number of the file: the
+            same data may be found under another name the next time.
         metas: Meta instructions and how many dialogues have each.
         formats: Dialogues by format.
         turns: Of all dialogues. middle_turns: Those of them with inner thoughts, commands and results, if only as None.
@@ -62,7 +63,7 @@ class Report:
     documents: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     problems: Counter[str] = field(default_factory=Counter)
-    shown: list[str] = field(default_factory=list)
+    shown: list[dict[str, Any]] = field(default_factory=list)
     metas: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     turns: int = 0
@@ -73,10 +74,12 @@ class Report:
         """Records left out because something is wrong with them."""
         return self.problems.total()
 
-    def describe(self) -> str:
-        """The first problems and the totals by code."""
-        more = [f"... and {self.bad - len(self.shown)} more"] if self.bad > len(self.shown) else []
-        return "\n".join([*self.shown, *more, "totals: " + ", ".join(f"{code} {count}" for code, count in self.problems.most_common())])
+    def describe(self, names: Sequence[str]) -> str:
+        """The first problems and the totals by code; `names` are those of the files."""
+        lines = [f"{names[one['file']]}:{one['line']}: {one['code']}: {one['problem']}" for one in self.shown]
+        if self.bad > len(lines):
+            lines.append(f"... and {self.bad - len(lines)} more")
+        return "\n".join([*lines, "totals: " + ", ".join(f"{code} {count}" for code, count in self.problems.most_common())])
 
     def add(self, other: Report) -> None:
         """Takes in the report of what comes next."""
@@ -124,13 +127,12 @@ def render_piece(
         limit: Records to take at most.
     """
     report = Report()
-    rejects: list[dict[str, str]] = []
+    rejects: list[dict[str, Any]] = []
 
     def on_error(error: RecordError) -> None:
         report.problems[error.code] += 1
-        if len(report.shown) < PROBLEMS_SHOWN:
-            report.shown.append(str(error))
-        rejects.append({"origin": error.origin, "code": error.code, "problem": str(error).removeprefix(f"{error.origin}: {error.code}: ")})
+        problem = str(error).removeprefix(f"{error.origin}: {error.code}: ")
+        rejects.append({"file": file_number, "line": _line(error.origin), "code": error.code, "problem": problem})
 
     def on_unreadable(error: RecordError) -> None:
         report.records += 1
@@ -174,11 +176,16 @@ def render_piece(
             ids_file.write(ids.tobytes())
             marks_file.write(packed)
             hashes_file.write(document_hash(ids, packed))
-            table.append((len(ids), int(np.count_nonzero(marks[1:])), file_number, int(document.origin.rsplit(":", 1)[1])))
+            table.append((len(ids), int(np.count_nonzero(marks[1:])), file_number, _line(document.origin)))
     names["table"].write_bytes(np.array(table, dtype=TABLE).tobytes())
     names["rejects"].write_text("".join(json.dumps(reject, ensure_ascii=True) + "\n" for reject in rejects), encoding="utf-8")
     report.documents = len(table)
+    report.shown = rejects[:PROBLEMS_SHOWN]
     return report
+
+
+def _line(origin: str) -> int:
+    return int(origin.rsplit(":", 1)[1])
 
 
 def main() -> None:

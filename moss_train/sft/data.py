@@ -8,7 +8,7 @@ rank, only opens files.
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moss_train import files
 from moss_train.artifacts.lineage import Source
 from moss_train.data import render_files
 from moss_train.data.cache import Cache, key_of, read_entry
@@ -50,8 +51,8 @@ class Rows:
     tokenizer: MossTokenizer
     sources: list[Source]
     details: dict[str, Any]
-    rejects: list[Path]
-    """Files of the records left out."""
+    rejects: list[dict[str, str]]
+    """The records left out, as `{"origin", "code", "problem"}`."""
 
     @property
     def fingerprint(self) -> str:
@@ -59,13 +60,11 @@ class Rows:
         return f"{self.train_rows.fingerprint} {self.valid_rows.fingerprint if self.valid_rows else None}"
 
     def write_rejects(self, directory: Path) -> Path | None:
-        """The records left out, as `{"origin", "code", "problem"}` a line; None where there are none."""
-        if not any(path.stat().st_size for path in self.rejects):
+        """Writes down the records left out, one a line; None where there are none."""
+        if not self.rejects:
             return None
-        with (directory / REJECTS).open("wb") as out:
-            for path in self.rejects:
-                with path.open("rb") as file:
-                    shutil.copyfileobj(file, out)
+        lines = [json.dumps(reject, ensure_ascii=False) + "\n" for reject in self.rejects]
+        files.replace_content(directory / REJECTS, "".join(lines).encode())
         return directory / REJECTS
 
     def stage_data(self) -> StageData:
@@ -125,12 +124,12 @@ def render_inputs(config: SFTConfig, inputs: Sequence[Input], tokenizer: MossTok
         def make(out: Path, found: Input = found) -> dict[str, Any]:
             paths = [Path(name) for name in found.files]
             made = render_files.render_files(paths, found.limit, settings, tokenizer, out, say, f"{found.role}: {found.name}")
-            check_report(Report.from_json(made["report"]), data, found.spec)
+            check_report(Report.from_json(made["report"]), data, found)
             return made
 
         entry, _ = cache.get("documents", key, make, say)
         # Known from before, or rendered for another run that skipped more.
-        check_report(read_report(entry), data, found.spec)
+        check_report(read_report(entry), data, found)
         entries.append(str(entry))
     for split in split_documents(config, inputs, entries).values():
         for pool in split:
@@ -138,19 +137,19 @@ def render_inputs(config: SFTConfig, inputs: Sequence[Input], tokenizer: MossTok
     return entries
 
 
-def check_report(report: Report, config: DialogueDataConfig, spec: str) -> None:
+def check_report(report: Report, config: DialogueDataConfig, found: Input) -> None:
     """Refuses data with bad records, or with too many of them.
 
     Raises:
         DataError: With the first of them and totals by code.
     """
     if report.records == 0:
-        raise DataError(f"{spec}: no records: the file is empty or holds only blank lines.")
-    head = f"{report.bad:,} bad of {report.records:,} records in {spec}"
+        raise DataError(f"{found.spec}: no records: the file is empty or holds only blank lines.")
+    head = f"{report.bad:,} bad of {report.records:,} records in {found.spec}"
     if report.bad and config.on_bad is OnBad.fail:
-        raise DataError(f"{head}:\n{report.describe()}\nRepair them, or set data.on_bad=skip to leave them out.")
+        raise DataError(f"{head}:\n{report.describe(found.files)}\nRepair them, or set data.on_bad=skip to leave them out.")
     if report.bad > config.max_bad_share * report.records:
-        raise DataError(f"{head}, more than the {config.max_bad_share:.1%} of data.max_bad_share:\n{report.describe()}")
+        raise DataError(f"{head}, more than the {config.max_bad_share:.1%} of data.max_bad_share:\n{report.describe(found.files)}")
 
 
 def read_report(entry: Path) -> Report:
@@ -245,7 +244,7 @@ def open_rows(config: SFTConfig, inputs: Sequence[Input], entries: Sequence[str]
 
     for found, report in zip(inputs, reports):
         if report.bad:
-            say(f"{found.role}: {report.bad:,} bad records of {found.name} left out (data.on_bad=skip)\n{report.describe()}")
+            say(f"{found.role}: {report.bad:,} bad records of {found.name} left out (data.on_bad=skip)\n{report.describe(found.files)}")
         if lost := dropped(report):
             share = report.counts["supervised_tokens_dropped"] / max(
                 1, report.counts["supervised_tokens"] + report.counts["supervised_tokens_dropped"]
@@ -277,7 +276,13 @@ def open_rows(config: SFTConfig, inputs: Sequence[Input], entries: Sequence[str]
     if weights:
         details["mixture"] = {pool.name: pool.weight for pool in pools["train"]}
     sources = [Source(found.name, found.sha256, report.records, found.role, found.licence) for found, report in zip(inputs, reports)]
-    return Rows(train, valid, config, tokenizer, sources, details, [Path(entry) / REJECTS for entry in entries])
+    rejects = [
+        one
+        for found, entry, report in zip(inputs, entries, reports)
+        if report.bad
+        for one in StoredDocuments(Path(entry), found.files).rejects()
+    ]
+    return Rows(train, valid, config, tokenizer, sources, details, rejects)
 
 
 def _together(pools: Sequence[Pool]) -> Pool:

@@ -26,22 +26,7 @@ from tests.launch import BIN, REPOSITORY, environment, free_port
 
 REAL_DATA = Path(os.environ.get("MOSS_TRAIN_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
 SAMPLE = REAL_DATA / "moss-003-sft-sample" / "train.jsonl"
-WORDS = ["river", "山水", "lambda", "carefully", "为什么", "neural", "计算", "window", "因此", "seventeen", "城市", "gradient"]
-    "river",
-    "山水",
-    "lambda",
-    "2026",
-    "carefully",
-    "为什么",
-    "neural",
-    "计算",
-    "window",
-    "因此",
-    "seventeen",
-    "城市",
-    "gradient",
-    "朋友",
-]
+WORDS = ("river", "山水", "lambda", "carefully", "为什么", "neural", "计算", "window", "因此", "seventeen", "城市", "gradient")
 VOCABULARY = 32768
 
 

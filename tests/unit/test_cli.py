@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from moss_train.cli import drop_local_rank, quote_texts
+from moss_train.cli import decode_keys, drop_local_rank, quote_texts
 from moss_train.config import StageConfig
 from moss_train.inference.config import GenerateConfig
 from moss_train.sft.config import SFTConfig
@@ -74,6 +74,31 @@ def test_paths_and_lists_of_paths_need_no_quotes(argument: str, value: object) -
 
     (quoted,) = quote_texts([argument], SFTConfig)
     assert OverridesParser.create().parse_override(quoted).value() == value
+
+
+@pytest.mark.parametrize(
+    "mixture",
+    [
+        {"a.jsonl": 0.7, "b/c-d.jsonl": 2},
+        {"a.jsonl#100": 1, "中文 数据.jsonl": 0.5, "~/x/*.jsonl": 3},
+        {"100%.jsonl": 1},
+        {"C:/data.jsonl": 1},
+    ],
+)
+def test_paths_of_a_mixture_need_no_quotes(mixture: dict[str, float]) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    text = ", ".join(f"{path}: {weight}" for path, weight in mixture.items())
+    (quoted,) = quote_texts([f"data.train={{{text}}}"], SFTConfig)
+    assert decode_keys(OverridesParser.create().parse_override(quoted).value()) == mixture
+
+
+@pytest.mark.parametrize("value", ["{a.jsonl: 0}", "{a.jsonl: -1}", "{a.jsonl: x}", "{a.jsonl: null}", "{}", "[]"])
+def test_what_is_no_path_or_mixture_is_refused(value: str) -> None:
+    result = python("scripts/sft.py", "+config=tiny_sft", f"data.train={value}")
+    assert result.returncode == 2
+    assert "data.train" in result.stderr
+    assert "{path: weight}" in result.stderr
 
 
 def test_under_a_sweep_commas_separate_values() -> None:
