@@ -84,6 +84,18 @@ def encode_share(tokenizer: Path, data: Path, start: int, count: int) -> tuple[i
     return tokens, time.monotonic() - started
 
 
+def encoding_alone(tokenizer: Path, data: Path, count: int) -> dict[str, float]:
+    """Seconds that all dialogues would take, from some thousands of them."""
+    share = min(4000, count // cores())
+    with ProcessPoolExecutor(cores()) as pool:
+        encoded = list(pool.map(encode_share, *zip(*[(tokenizer, data, index * share, share) for index in range(cores())])))
+    slowest = max(seconds for _, seconds in encoded)
+    return {
+        "seconds": round(slowest * count / (share * cores())),
+        "tokens_per_second": round(sum(tokens for tokens, _ in encoded) / slowest),
+    }
+
+
 def start(data: Path, folder: Path, cache: Path, tokenizer: Path, name: str) -> dict[str, Any]:
     """A two-rank run of two steps: seconds to the first one, the largest memory of a rank, and what the log says of the data."""
     run_dir = folder / name
@@ -130,17 +142,13 @@ def measure(count: int, folder: Path) -> dict[str, Any]:
         "megabytes": data.stat().st_size // 10**6,
         "seconds_to_make": round(time.monotonic() - began),
     }
-    share = min(4000, count // cores())
-    with ProcessPoolExecutor(cores()) as pool:
-        encoded = list(pool.map(encode_share, *zip(*[(tokenizer, data, index * share, share) for index in range(cores())])))
-    slowest = max(seconds for _, seconds in encoded)
-    figures["encoding_alone_seconds"] = round(slowest * count / (share * cores()), 1)
-    figures["encoding_alone_tokens_per_second"] = round(sum(tokens for tokens, _ in encoded) / slowest)
+    figures["encoding_alone_before"] = encoding_alone(tokenizer, data, count)
     ten = folder / "ten.jsonl"
     ten.write_text("".join(SAMPLE.read_text(encoding="utf-8").splitlines(keepends=True)[:10]), encoding="utf-8")
     start(ten, folder, cache, tokenizer, "ten")
     figures["ten"] = start(ten, folder, cache, tokenizer, "ten")
     figures["first"] = start(data, folder, cache, tokenizer, "first")
+    figures["encoding_alone_after"] = encoding_alone(tokenizer, data, count)
     figures["second"] = [start(data, folder, cache, tokenizer, "second") for _ in range(3)]
     figures["ten_again"] = [start(ten, folder, cache, tokenizer, "ten") for _ in range(2)]
     figures["cache_megabytes"] = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) // 10**6
