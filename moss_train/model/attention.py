@@ -30,6 +30,7 @@ import torch
 from torch.nn import functional as F
 
 from moss_train.errors import UsageError
+from moss_train.model.linear import widens
 
 BACKENDS = ("auto", "eager", "sdpa", "flash_attention_2", "varlen")
 
@@ -227,6 +228,9 @@ def attend(
         if mask is None and documents is not None:
             mask = documents.block_diagonal_mask(q.shape[0])
         return _attend_eager(q, k, v, mask, dropout)
+    if widens(v):
+        # torch's kernel multiplies bfloat16 as slowly as everything else does on such a processor.
+        return attend(q.float(), k.float(), v.float(), backend=backend, documents=documents, mask=mask, dropout=dropout).to(v.dtype)
     q, k = q.to(v.dtype), k.to(v.dtype)
     if documents is None:
         return _attend_dense(q, k, v, mask, dropout)

@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 
 from moss_train.model.attention import Documents, attend
+from moss_train.model.linear import Linear, widens
 from moss_train.model.rotary import rotate
 from moss_train.model.shapes import QKV_BLOCKS
 
@@ -24,8 +25,8 @@ class Attention(nn.Module):
         self.layer = layer
         self.num_heads = config.n_head
         self.dropout = float(config.attn_pdrop)
-        self.qkv_proj = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
-        self.out_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.qkv_proj = Linear(config.n_embd, 3 * config.n_embd, bias=False)
+        self.out_proj = Linear(config.n_embd, config.n_embd, bias=False)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(
@@ -44,8 +45,9 @@ class Attention(nn.Module):
         q, v, k = (
             x.reshape(heads) for x in self.qkv_proj(hidden_states).unflatten(-1, (QKV_BLOCKS, 3, -1)).unbind(-2)
         )  # each [B, T, 4, D/4] -> [B, T, N, H]
-        # The reference scores in float32 from the unrounded rotation; the fast kernels take q and k in the type of v.
-        dtype = torch.float32 if backend == "eager" else v.dtype
+        # The reference scores in float32 from the unrounded rotation; the fast kernels take q and k in the type of v, where the
+        # processor multiplies it.
+        dtype = torch.float32 if backend == "eager" or widens(v) else v.dtype
         q, k = rotate(q, sin, cos, dtype), rotate(k, sin, cos, dtype)
         if past_key_values is not None:
             k, v = past_key_values.update(k.to(v.dtype).transpose(1, 2), v.transpose(1, 2), self.layer)
@@ -61,8 +63,8 @@ class MLP(nn.Module):
     def __init__(self, config: CodeGenConfig):
         super().__init__()
         inner = config.n_inner or 4 * config.n_embd
-        self.fc_in = nn.Linear(config.n_embd, inner)
-        self.fc_out = nn.Linear(inner, config.n_embd)
+        self.fc_in = Linear(config.n_embd, inner)
+        self.fc_out = Linear(inner, config.n_embd)
         # gelu_new is the tanh approximation in eight operations; torch has it as one, which keeps one tensor for the backward pass.
         tanh_gelu = config.activation_function in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
         self.act = nn.GELU(approximate="tanh") if tanh_gelu else ACT2FN[config.activation_function]

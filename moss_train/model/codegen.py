@@ -22,7 +22,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import CodeGenConfig, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
@@ -33,6 +32,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from moss_train.errors import UsageError
 from moss_train.model.attention import BACKENDS, Documents, causal_mask, check_dropout, resolve_backend
 from moss_train.model.block import Block
+from moss_train.model.linear import Linear, linear
 from moss_train.model.loss import IGNORE_INDEX, linear_cross_entropy
 from moss_train.model.rotary import build_rotary_table
 from moss_train.model.shapes import config_problems, count_parameters, parameter_shapes
@@ -174,7 +174,7 @@ class CodeGenModel(nn.Module):
         return self.config.attn_pdrop > 0 or self.config.resid_pdrop > 0
 
 
-class LMHead(nn.Linear):
+class LMHead(Linear):
     """Output projection with bias; with targets, the loss, inside this forward because ZeRO-3 gathers the weight only here."""
 
     def forward(  # type: ignore[override]
@@ -191,7 +191,7 @@ class LMHead(nn.Linear):
             token_index [M]; tokens without a target never reach the matrix product.
         """
         if targets is None:
-            return F.linear(hidden_states, self.weight, self.bias)
+            return linear(hidden_states, self.weight, self.bias)
         flat = targets.reshape(-1)
         token_index = torch.nonzero(flat != IGNORE_INDEX).squeeze(1)
         supervised = hidden_states.flatten(0, 1).index_select(0, token_index)

@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn import functional as F
+
+from moss_train.model.linear import linear, widens
 
 IGNORE_INDEX = -100
 """Target of a token that is not supervised."""
@@ -114,22 +115,30 @@ def _losses_and_gradients(
     grad_hidden = torch.empty_like(hidden) if wanted[0] else None
     grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
     grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wanted[2] else None
+    factor = weight.float() if widens(hidden) and wanted[0] else weight
     for start in range(0, tokens, chunk_tokens):
         chunk = slice(start, min(start + chunk_tokens, tokens))
         h, target = hidden[chunk], targets[chunk, None]
-        logits = F.linear(h, weight, bias).float()
-        log_normalizer = torch.logsumexp(logits, dim=-1, keepdim=True)
-        token_loss[chunk] = (log_normalizer - logits.gather(1, target)).squeeze(1)
-        token_correct[chunk] = logits.argmax(dim=-1) == target.squeeze(1)
+        logits = linear(h, weight, bias).float()
+        highest, best = logits.max(dim=-1, keepdim=True)
+        token_correct[chunk] = (best == target).squeeze(1)
+        aimed_at = logits.gather(1, target)
+        # From here in the memory of the logits, with one exponential for the loss and its gradient.
+        exponentials = logits.sub_(highest).exp_()
+        total = exponentials.sum(dim=-1, keepdim=True)
+        token_loss[chunk] = (highest - aimed_at + total.log()).squeeze(1)
         if not any(wanted):
             continue
-        # d loss / d logits = softmax(logits) - onehot(target), in the memory of the logits.
-        grad_logits = logits.sub_(log_normalizer).exp_()
-        grad_logits.scatter_add_(1, target, torch.full_like(log_normalizer, -1.0))
+        # d loss / d logits = softmax(logits) - onehot(target)
+        grad_logits = exponentials.div_(total)
+        grad_logits.scatter_add_(1, target, torch.full_like(total, -1.0))
         if grad_bias is not None:
             grad_bias += grad_logits.sum(dim=0)
         if grad_hidden is not None:
-            torch.mm(grad_logits.to(weight.dtype), weight, out=grad_hidden[chunk])
+            if factor.dtype == grad_hidden.dtype:
+                torch.mm(grad_logits.to(factor.dtype), factor, out=grad_hidden[chunk])
+            else:
+                grad_hidden[chunk] = torch.mm(grad_logits, factor)
         if grad_weight is not None:
             _accumulate_outer(grad_weight, grad_logits, h)
     return token_loss, token_correct, (grad_hidden, grad_weight, grad_bias)
