@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +101,9 @@ class Mixture:
     Every source has its own endless order, epoch after epoch, each of which takes all of its rows once; the mixture says which source comes
     next. Of the first n samples of a run, source s has n * weight, but for less than two: sources are spread evenly, not drawn.
 
+    A run may be gone on with in another mixture (`go_on`): each source then continues where it was, so that no row of it is repeated or
+    left out; a new source begins at its beginning.
+
     Args:
         sources: Each with at least one row; of one seed, row length and padding.
         weights: Shares of the rows, in any scale.
@@ -120,6 +123,12 @@ class Mixture:
         self.tokens = sum(source.tokens for source in sources)
         self.supervised_tokens = sum(source.supervised_tokens for source in sources)
         self.documents = sum(source.documents for source in sources)
+        self._base = 0
+        """Number of the first sample of this mixture; before it the run had another one."""
+        self._starts = [0] * len(sources)
+        """Samples of each source that were taken before."""
+        self._away: dict[str, int] = {}
+        """The same of sources that were in an earlier mixture of the run and are not in this one: they may come back."""
 
     def __len__(self) -> int:
         """Rows of one epoch: as many as all sources have together, though not each of them once."""
@@ -133,10 +142,37 @@ class Mixture:
 
     def place(self, number: int) -> tuple[int, int]:
         """The source of sample `number`, and the number of the sample within that source."""
-        block, position = divmod(number, BLOCK)
+        block, position = divmod(number - self._base, BLOCK)
         order, before = _block(self.fingerprint, self.seed, block, tuple(self.quotas))
         source = int(order[position])
-        return source, block * self.quotas[source] + int(before[position])
+        return source, self._starts[source] + block * self.quotas[source] + int(before[position])
+
+    def position(self, number: int) -> dict[str, Any]:
+        """Where a run is that has taken the samples below `number`: for its checkpoints, and for `go_on`."""
+        block, inside = divmod(number - self._base, BLOCK)
+        order, _ = _block(self.fingerprint, self.seed, block, tuple(self.quotas))
+        partly = np.bincount(order[:inside], minlength=len(self.sources)).tolist()
+        names = [source.fingerprint for source in self.sources]
+        taken = [start + block * quota + extra for start, quota, extra in zip(self._starts, self.quotas, partly)]
+        return {
+            "mixture": self.fingerprint,
+            "base": self._base,
+            "starts": {**self._away, **dict(zip(names, self._starts))},
+            "taken": {**self._away, **dict(zip(names, taken))},
+        }
+
+    def go_on(self, number: int, position: Mapping[str, Any]) -> None:
+        """Continues a run at sample `number`.
+
+        Args:
+            number: Samples taken so far.
+            position: From `position(number)` of the mixture that took them, which may be this one or another.
+        """
+        same = position.get("mixture") == self.fingerprint
+        self._base = int(position["base"]) if same else number
+        counts = dict(position.get("starts" if same else "taken", {}))
+        self._starts = [int(counts.pop(source.fingerprint, 0)) for source in self.sources]
+        self._away = counts
 
     def sample(self, number: int) -> Row:
         """The row that is sample `number` of a run."""

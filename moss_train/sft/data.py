@@ -45,7 +45,7 @@ REJECTS = "rejects.jsonl"
 class Rows:
     """Packed rows of both splits."""
 
-    train_rows: RowDataset | Mixture
+    train_rows: Mixture
     valid_rows: RowDataset | None
     config: SFTConfig
     tokenizer: MossTokenizer
@@ -86,6 +86,7 @@ class Rows:
             tokenizer_fingerprint=self.tokenizer.fingerprint,
             write_tokenizer=self.tokenizer.save,
             origins=self.train_rows.origins_of_sample,
+            position=self.train_rows.position,
             details=self.details,
         )
 
@@ -252,7 +253,7 @@ def open_rows(config: SFTConfig, inputs: Sequence[Input], entries: Sequence[str]
             say(f"{found.role}: {found.name}: {describe(lost)}: {share:.1%} of the tokens with loss (data.on_long={data.on_long.value})")
     parts = [rows(pool) for pool in pools["train"]]
     weights = [pool.weight for pool in pools["train"] if pool.weight is not None]
-    train: RowDataset | Mixture = Mixture(parts, weights, [pool.name for pool in pools["train"]]) if weights else parts[0]
+    train = Mixture(parts, weights or [1.0], [pool.name for pool in pools["train"]])
     valid = None
     if pools["valid"]:
         # Validation looks at every row once; weights mean nothing there.

@@ -49,6 +49,8 @@ def main(config: SFTConfig) -> float:
         rows = run.together(lambda: open_rows(config, inputs, entries, tokenizer, run.log))
         run.together(lambda: say_rejects(rows, run) if distributed.rank() == 0 else None)
         run.agree("the rows", rows.fingerprint)
+        if saved is not None:
+            rows.train_rows.go_on(saved.state.samples, saved.state.position)
         export = partial(
             write_export,
             run.dir / "export",

@@ -58,6 +58,8 @@ class RunState:
     weight_seen: float
     identity: dict[str, Any]
     """What must not change, by the name with which it can be allowed to."""
+    position: dict[str, Any] = field(default_factory=dict)
+    """Where each source of the data is (see `data.mixture.Mixture.position`): what a run in another mixture goes on from."""
     recent_losses: list[float] = field(default_factory=list)
     """The spike guard's window."""
     skipped_steps: list[int] = field(default_factory=list)

@@ -146,6 +146,7 @@ class Saver:
             tokens_seen=progress.tokens,
             weight_seen=progress.weight,
             identity=self._identity,
+            position=self._data.position(progress.samples),
             recent_losses=progress.guard.recent,
             skipped_steps=progress.guard.skipped,
         )

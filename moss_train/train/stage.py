@@ -61,6 +61,8 @@ class StageData:
     """Writes the tokenizer's files into a directory."""
     origins: Callable[[int], list[str]]
     """Number of a sample -> where its records came from, as `file:line`."""
+    position: Callable[[int], dict[str, Any]]
+    """Number of samples taken -> where a run is in its data, as JSON; what its checkpoints remember."""
     details: dict[str, Any] = field(default_factory=dict)
     """For the lineage: what shaped the rows."""
 

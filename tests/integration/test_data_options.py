@@ -9,7 +9,7 @@ import pytest
 
 from tests.forked import forked
 from tests.launch import losses, succeeded
-from tests.small_runs import BUNDLED, arguments, supervised
+from tests.small_runs import BUNDLED, arguments, checkpoint, supervised
 
 
 def split(folder: Path) -> tuple[Path, Path]:
@@ -63,6 +63,22 @@ def test_a_mixture_is_gone_on_with_at_the_next_sample(tmp_path: Path) -> None:
     other = f"data.train={{{first}: 1, {second}: 3}}"
     result = forked(2, "scripts/sft.py", *arguments(tmp_path / "cut", other, "data.default_meta=none", "train.steps=6"))
     assert result.returncode == 5, "another mixture is other data"
+
+
+def test_after_a_change_of_the_mixture_each_source_goes_on_where_it_was(tmp_path: Path) -> None:
+    first, second = split(tmp_path)
+    common = ("data.default_meta=none", "train.steps=6", "run.allow_changes=[data]")
+    before, after = (f"data.train={{{first}: {share}, {second}: 1}}" for share in (1, 3))
+    assert forked(2, "scripts/sft.py", *arguments(tmp_path / "run", before, *common, "run.stop_after=3")).returncode == 75
+    succeeded(forked(2, "scripts/sft.py", *arguments(tmp_path / "run", after, *common)))
+    states = [json.loads((checkpoint(tmp_path / "run", step) / "state.json").read_text(encoding="utf-8")) for step in (3, 6)]
+    (old, new), rows = [state["position"] for state in states], 12
+    assert sum(old["taken"].values()) == 3 * rows
+    assert new["base"] == 3 * rows
+    assert new["starts"] == old["taken"]
+    more = [new["taken"][name] - old["taken"][name] for name in new["taken"]]
+    assert sum(more) == 3 * rows
+    assert sorted(more) == [9, 27], "the shares are those of the new mixture"
 
 
 @pytest.mark.parametrize("policy", ["fail", "skip", "skip_too_many"])

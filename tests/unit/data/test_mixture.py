@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from itertools import pairwise
 
@@ -129,3 +130,34 @@ def test_a_mixture_is_told_by_its_sources_and_shares() -> None:
     assert len(mixture(0.7, 0.3)) == 30
     first = [mixture(0.5, 0.5).place(number)[0] for number in range(8)]
     assert sorted(first) == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True), st.integers(0, 700), st.integers(1, 9)), max_size=6
+    ),
+    st.integers(0, 600),
+)
+@settings(max_examples=60, deadline=None)
+def test_in_any_order_of_mixtures_no_sample_of_a_source_is_repeated_or_left_out(
+    changes: list[tuple[list[int], int, int]], last: int
+) -> None:
+    """Also where the run is interrupted within a mixture, and where sources come and go."""
+    taken = dict.fromkeys(range(6), 0)
+    number, position = 0, {}
+    for names, length, weight in [*changes, ([0, 1], last, 1)]:
+        sources = [Source(f"source {name}", 7 + name) for name in names]
+        for part in (length // 3, length - length // 3):
+            mixed = Mixture(sources, [weight, *[1] * (len(names) - 1)], [])  # type: ignore[arg-type]
+            if position:
+                mixed.go_on(number, position)
+            for sample in range(number, number + part):
+                name, inside = mixed.sample(sample)  # type: ignore[misc]
+                source = int(str(name).split()[1])
+                assert inside == taken[source]
+                taken[source] += 1
+            number += part
+            position = json.loads(json.dumps(mixed.position(number)))
+            assert {name: count for name, count in position["taken"].items() if count} == {
+                f"source {name}": count for name, count in taken.items() if count
+            }
