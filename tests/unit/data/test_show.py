@@ -16,8 +16,10 @@ from moss_train.data import show as module
 from moss_train.data.formats import parse_moss003
 from moss_train.data.records import read_records
 from moss_train.data.render import render
-from moss_train.data.show import _as_json, _edges, _paint, _run_lengths, _visible, main
+from moss_train.data.show import _as_json, _edges, _paint, _run_lengths
+from moss_train.data.terminal import visible
 from moss_train.data.tokenizer import MossTokenizer
+from moss_train.data.tool import main
 
 TURN = {
     "Human": "<|Human|>: 2+3?<eoh>\n",
@@ -141,8 +143,49 @@ def test_the_script_and_a_reader_that_leaves(file: Path, folder: Path, repositor
 
 
 def test_a_record_cannot_move_the_cursor() -> None:
-    assert _visible("a\x1b[2Jb\rc\x7f\u202ed\x9b") == "a␛[2Jb␍c<U+007F><U+202E>d<U+009B>"
+    assert visible("a\x1b[2Jb\rc\x7f\u202ed\x9b") == "a␛[2Jb␍c<U+007F><U+202E>d<U+009B>"
     assert _edges("  a b \n\n") == "··a b·⏎⏎"
     assert _edges(" \n") == "·⏎"
     assert _edges("") == ""
     assert _run_lengths([False, False, True, False]) == "-2 +1 -1"
+
+
+ROWS = {
+    "messages": {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]},
+    "alpaca": {"instruction": "hi", "output": "yes"},
+    "prompt_completion": {"prompt": "hi", "completion": " yes"},
+    "moss002": {"prefix": "", "plain_text": "[Human]: hi<eoh> [MOSS]: yes<eoa>"},
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_format_is_shown(name: str, tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "row.json"
+    path.write_text(json.dumps(ROWS[name]))
+    assert main(["show", str(path), "--tokenizer", str(folder), "--default-meta", "none"]) == 0
+    shown = capsys.readouterr().out
+    assert "<|Human|>:·hi<eoh>⏎" in shown
+    assert "<|MOSS|>:⟦·yes⟧⟦<eom>⏎⟧" in shown
+
+
+def test_what_a_record_takes_out_of_the_loss_is_said(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "row.json"
+    said = [{"role": "assistant", "content": "no", "weight": 0}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "yes"}]
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "a"}, *said]}))
+    assert main(["show", str(path), "--tokenizer", str(folder), "--default-meta", "none"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    places = {name: next(number for number, line in enumerate(lines) if line.startswith(name)) for name in ("turn 1 moss", "turn 2 moss")}
+    assert lines[places["turn 1 moss"]].endswith("without loss: the record says so")
+    assert lines[places["turn 1 moss"] + 1] == "<|MOSS|>:·no<eom>⏎"
+    assert "record" not in lines[places["turn 2 moss"]]
+    assert lines[places["turn 2 moss"] + 1] == "<|MOSS|>:⟦·yes⟧⟦<eom>⏎⟧"
+
+
+def test_the_default_meta_instruction_and_its_switches(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "row.json"
+    path.write_text(json.dumps(ROWS["alpaca"]))
+    assert main(["show", str(path), "--tokenizer", str(folder), "--plugins", "calculator"]) == 0
+    assert "- Calculator: enabled. API: Calculate(expression)" in capsys.readouterr().out
+    assert main(["show", str(path), "--plugins", "abacus"]) == 2
+    assert "there is no 'abacus'; expected some of inner_thoughts" in capsys.readouterr().err
