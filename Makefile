@@ -18,7 +18,7 @@ demo: $(STAMP)  ## train, export, reload and talk to a small model on two CPU ra
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py
 
 test: $(STAMP)  ## the default suite: CPU, no network
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

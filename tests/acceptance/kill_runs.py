@@ -27,7 +27,7 @@ from tests.forked import Ranks
 from tests.launch import losses
 from tests.small_runs import arguments, tensors_digest
 
-OVERRIDES = ("train.steps=60", "train.keep=3", "train.eval_every=3", "data.holdout=0.1", "train.hang_seconds=60")
+OVERRIDES = ("train.eval_every=3", "data.holdout=0.1", "train.hang_seconds=60")
 CALLS = ("write_piece", "sync", "rename", "remove")
 PHASES = ("starting", "training", "saving: write_piece", "saving: sync", "saving: rename", "saving: remove")
 
@@ -36,11 +36,11 @@ class Campaign:
     """A number of kills.
 
     Args:
-        folder: For the runs. seed: Of everything random.
+        folder: For the runs. seed: Of everything random. steps: Of a run.
     """
 
-    def __init__(self, folder: Path, seed: int):
-        self.folder, self.random = folder, random.Random(seed)
+    def __init__(self, folder: Path, seed: int, steps: int = 60):
+        self.folder, self.random, self.steps = folder, random.Random(seed), steps
         self.phases: Counter[str] = Counter()
         self.lost = self.differences = self.finished = self.kills = 0
         reference = folder / "reference"
@@ -51,7 +51,7 @@ class Campaign:
 
     def start(self, run_dir: Path, faults: list[dict[str, Any]], keep: int = 3) -> Ranks:
         """Starts a run, or goes on with it."""
-        line = [*arguments(run_dir, *OVERRIDES), f"train.keep={keep}"]
+        line = [*arguments(run_dir, *OVERRIDES), f"train.keep={keep}", f"train.steps={self.steps}"]
         return Ranks(2, "tests/programs/faulty.py", *line, FAULTS=json.dumps(faults))
 
     def said_saved(self) -> int:

@@ -20,7 +20,7 @@ from moss_train.data.records import MAX_LINE_BYTES
 from moss_train.data.render import render, render_all
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import DataError
-from tests.launch import python
+from tests.forked import forked
 
 PLAIN = {"Human": "<|Human|>: hi<eoh>\n", "MOSS": "<|MOSS|>: hello<eom>\n"}
 TURN = {
@@ -262,8 +262,8 @@ def test_a_run_ends_with_exit_3_before_a_model_is_built(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     kinds = ["cut JSON", "a key twice", "no <eom>", "no chat", "num_turns too big", "half a surrogate pair", "messages without a reply"]
     path.write_bytes(b"\n".join([GOOD, *(BAD[kind][0] for kind in kinds), GOOD]))
-    result = python(
-        "scripts/sft.py", "+config=tiny_sft", f"data.train={path}", f"run.dir={tmp_path / 'run'}", f"data.cache={tmp_path / 'cache'}"
+    result = forked(
+        1, "scripts/sft.py", "+config=tiny_sft", f"data.train={path}", f"run.dir={tmp_path / 'run'}", f"data.cache={tmp_path / 'cache'}"
     )
     assert result.returncode == 3
     assert "Traceback" not in result.stdout + result.stderr

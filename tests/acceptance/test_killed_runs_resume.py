@@ -10,7 +10,7 @@ from tests.acceptance.kill_runs import PHASES, Campaign
 
 
 def test_a_few_kills(tmp_path: Path) -> None:
-    summary = Campaign(tmp_path, seed=11).run(3)
+    summary = Campaign(tmp_path, seed=11, steps=16).run(3)
     assert (summary["lost"], summary["differences"]) == (0, 0)
     assert summary["kills"] == 3
     assert any(phase.startswith("saving") for phase in summary["phases"])

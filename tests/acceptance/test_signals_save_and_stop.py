@@ -11,7 +11,6 @@ from tests.acceptance.signals import CASES, Case, first_checkpoint, run_case
 # Under SIGTERM the launcher's child returns 1 and torchrun 1, whatever the ranks return; a launcher that is killed returns nothing of ours.
 EVERY_DAY = (
     Case("deepspeed", "deepspeed"),
-    Case("torchrun", "torchrun", "SIGKILL"),
     Case("none", "rank 0", "SIGINT"),
 )
 

@@ -29,11 +29,11 @@ def test_the_first_difference_is_named(tmp_path: Path) -> None:
     program = tmp_path / "forgetful.py"
     program.write_text(
         "from moss_train import cli\n"
-        "from moss_train.train import checkpoint, engine\n"
+        "from moss_train.train import checkpoint, shards\n"
         "restore = checkpoint.restore\n"
         "def forgetful(model, saved, beat):\n"
         "    restore(model, saved, beat)\n"
-        "    engine.set_adam_step(model, 0)\n"
+        "    shards.set_adam_step(model, 0)\n"
         "checkpoint.restore = forgetful\n"
         "cli.run('verify_resume')\n"
     )

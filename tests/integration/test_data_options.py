@@ -48,6 +48,7 @@ def test_a_mixture_of_files_of_two_formats(tmp_path: Path) -> None:
     assert [source["records"] for source in record["data"]] == [40, 20]
 
 
+@pytest.mark.slow
 def test_a_mixture_is_gone_on_with_at_the_next_sample(tmp_path: Path) -> None:
     first, second = split(tmp_path)
     mixed = f"data.train={{{first}: 1, {second}: 2}}"

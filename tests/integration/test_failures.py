@@ -66,11 +66,13 @@ def test_a_run_directory_that_cannot_be_made_is_exit_2(tmp_path: Path, where: st
     assert "Traceback" not in result.stderr
 
 
-def test_ranks_with_other_data_refuse_to_train_together(tmp_path: Path) -> None:
+def test_machines_with_other_data_refuse_to_train_together(tmp_path: Path) -> None:
     program = tmp_path / "other_data.py"
     program.write_text(
-        "import os, sys\n"
+        "import os, socket, sys\n"
         "from moss_train import cli\n"
+        # On one machine they could not have: one rank reads for all.
+        "socket.gethostname = lambda: f'machine {os.environ[\"RANK\"]}'\n"
         "file = next(argument for argument in sys.argv if argument.endswith('.jsonl'))\n"
         "sys.argv.remove(file)\n"
         "sys.argv.append(f'data.train={file}#{100 + int(os.environ[\"RANK\"])}')\n"

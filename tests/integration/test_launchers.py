@@ -149,6 +149,7 @@ def test_wandb_offline_records_the_run_and_no_key_is_written(tmp_path: Path) -> 
         assert not path.is_file() or key.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_wandb_being_away_does_not_stop_the_run(tmp_path: Path) -> None:
     """Online, with a server that refuses connections."""
     arguments = (*QUICK, f"run.dir={tmp_path}/run", "tracking=wandb", "export.enabled=false")

@@ -43,7 +43,7 @@ def copy_up_to(straight: Path, run_dir: Path, step: int) -> None:
             shutil.rmtree(checkpoint(run_dir, later))
 
 
-@pytest.mark.parametrize("step", [1, 3, 6])
+@pytest.mark.parametrize("step", [1, 3, pytest.param(6, marks=pytest.mark.slow)])
 def test_same_ranks_give_the_same_bits(straight: Path, tmp_path: Path, step: int) -> None:
     """Interrupted in an epoch and across its end, at a step that is saved anyway and at ones that are not."""
     interrupt(2, tmp_path / "run", step)
@@ -79,7 +79,7 @@ def test_another_layout_goes_on_at_the_same_sample(straight: Path, tmp_path: Pat
     assert found[5:] == pytest.approx(expected[5:], abs=2e-2)
 
 
-@pytest.mark.parametrize("section", ["zero1", "zero2", pytest.param("zero3_offload", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("section", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("zero1", "zero3_offload")), "zero2"])
 def test_every_zero_stage_resumes_bit_for_bit_and_moves_to_zero3(tmp_path: Path, section: str) -> None:
     """Two parameter groups (with and without weight decay) in every stage; three ranks, which divide nothing here."""
     chosen = (f"deepspeed={section}", "train.steps=4")
@@ -93,7 +93,7 @@ def test_every_zero_stage_resumes_bit_for_bit_and_moves_to_zero3(tmp_path: Path,
     assert losses(tmp_path / "zero3")[2] == pytest.approx(losses(tmp_path / "straight")[2], abs=2e-3)
 
 
-@pytest.mark.parametrize("section", ["zero2", "zero3"])
+@pytest.mark.parametrize("section", [pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
 def test_frozen_parameters_are_not_copied(tmp_path: Path, section: str) -> None:
     frozen = ("optim.freeze=[transformer.wte.*,transformer.h.0.*]", f"deepspeed={section}", "train.steps=4")
     train(2, tmp_path / "straight", *frozen)
