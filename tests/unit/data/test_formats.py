@@ -84,7 +84,6 @@ SEARCHED = ' Search("q")', '\nSearch("q") =>\nr\n'
         ({"instruction": "a", "input": "more", "output": "b"}, Turn(" a\nmore", " None", " None", " None", " b")),
         ({"prompt": [USER], "completion": [CALLING, RESULT, REPLY]}, Turn(" a", " None", *SEARCHED, " b")),
     ],
-    ids=str,
 )
 def test_what_records_mean(record: Any, turn: Turn) -> None:
     assert turn_of(record) == turn
