@@ -17,6 +17,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## train, export, reload and talk to a small model on two CPU ranks under ZeRO-3
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py
 
+# Two workers, each of which takes the next test when it is free: whole runs last a minute, most others a hundredth of that.
 test: $(STAMP)  ## the default suite: CPU, no network
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup
 

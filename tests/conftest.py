@@ -38,9 +38,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     import torch
 
     for item in items:
-        if not item.nodeid.startswith(("tests/unit", "tests/parity")):
-            # Runs of several ranks take all cores: one at a time, while unit tests fill the gaps.
-            item.add_marker(pytest.mark.xdist_group("runs"))
         if "slow" in item.keywords and "slow" not in (config.getoption("-m") or ""):
             item.add_marker(pytest.mark.skip(reason="long campaign; run with -m slow"))
         if "gpu" in item.keywords and not torch.cuda.is_available():

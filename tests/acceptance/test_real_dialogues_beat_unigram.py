@@ -8,7 +8,7 @@ from tests.acceptance.real_dialogues import train
 
 
 def test_dev_loss_falls_below_every_unigram_model(real_data: Path, tmp_path: Path) -> None:
-    outcome = train(real_data / "moss-003-sft-sample", tmp_path / "run", 20, 20)
+    outcome = train(real_data / "moss-003-sft-sample", tmp_path / "run", 14, 14)
     (_, before), (_, after) = outcome.curve
     assert before > outcome.train_unigram > outcome.dev_unigram
     assert after < outcome.dev_unigram
