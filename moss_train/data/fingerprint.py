@@ -6,6 +6,7 @@ within two seconds before it was hashed: file systems have coarse clocks, and a 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -58,9 +59,13 @@ def hash_inputs(paths: Sequence[Path], cache: Cache, progress: Callable[[], None
             missing.append(path)
 
     def hash_one(path: Path) -> tuple[Stamp, str, int]:
-        before, when = stamp(path), time.time_ns()
-        digest = files.hash_file(path, progress).sha256
-        if stamp(path) != before:
+        try:
+            before, when = stamp(path), time.time_ns()
+            digest = files.hash_file(path, progress).sha256
+            after = stamp(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        if after != before:
             raise DataError(f"{path} changes while it is read; wait until whatever writes it has ended")
         return before, digest, when
 
@@ -69,5 +74,7 @@ def hash_inputs(paths: Sequence[Path], cache: Cache, progress: Callable[[], None
         results |= dict(zip(missing, pool.map(hash_one, missing), strict=True))
     if missing:
         record = [[str(path.absolute()), *results[path]] for path in dict.fromkeys(paths)]
-        files.replace_content(memory, json.dumps(record, ensure_ascii=True).encode())
+        # A cache that can only be read is as good, but for the time that hashing takes.
+        with contextlib.suppress(OSError):
+            files.replace_content(memory, json.dumps(record, ensure_ascii=True).encode())
     return [results[path][1] for path in paths]

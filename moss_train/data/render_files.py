@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ from moss_train.data.fingerprint import stamp
 from moss_train.data.records import Piece, split_file
 from moss_train.data.render_worker import RenderSettings, Report, part_files, render_piece
 from moss_train.data.tokenizer import MossTokenizer
-from moss_train.errors import DataError
+from moss_train.errors import DataError, OutOfMemoryError
 
 VERSION = 1
 """Of what records become: raise it when the same records come to give other ids or marks. Part of every key."""
@@ -204,7 +205,13 @@ class _Worker(contextlib.AbstractContextManager["_Worker"]):
         self._ask({**place, "file_number": file_number, "stem": str(stem)})
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a process that renders ended with {self._process.wait()} at {piece.path}; is there memory left?")
+            code = self._process.wait()
+            message = f"a process that renders ended with {code} at {piece.path}"
+            if code == -signal.SIGKILL:
+                raise OutOfMemoryError(
+                    f"{message}: killed, as when no memory is left; free some, or give smaller files"
+                )
+            raise RuntimeError(message)
         answer = json.loads(line)
         if "os_error" in answer:
             number, text, name = answer["os_error"]

@@ -7,7 +7,10 @@ is left behind by whatever ends the process that started it.
 from __future__ import annotations
 
 import json
+import os
+import queue
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -192,8 +195,17 @@ def main() -> None:
     """Serves jobs until standard input is closed."""
     setup = json.loads(sys.stdin.readline())
     settings, tokenizer = RenderSettings(**setup["settings"]), MossTokenizer.load(setup["tokenizer"])
-    for line in sys.stdin:
-        job = json.loads(line)
+    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        """Ends this process as soon as nobody waits for it, be it in the middle of a large file."""
+        for line in sys.stdin:
+            jobs.put(line)
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        job = json.loads(jobs.get())
         piece = Piece(Path(job["path"]), job["start"], job["end"], job["first_line"])
         try:
             report = render_piece(piece, job["file_number"], Path(job["stem"]), settings, tokenizer)

@@ -40,7 +40,9 @@ def switch_off(dialogue: Dialogue, probability: float, seed: int) -> Dialogue:
 
 def _draw(dialogue: Dialogue, api: str, seed: int) -> float:
     """A number in [0, 1) that depends on the dialogue's content, not on where it stands."""
-    text = "\0".join([str(seed), api, dialogue.id, *(turn.human for turn in dialogue.turns)])
+    # A record without an id has its place for one.
+    name = "" if dialogue.id == dialogue.origin else dialogue.id
+    text = "\0".join([str(seed), api, name, *(turn.human for turn in dialogue.turns)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") / 2**64
 
 
@@ -51,7 +53,9 @@ def _without_calls(turn: Turn, switched: set[str]) -> Turn:
     calls = list(_CALL.finditer(turn.commands))
     kept = [call for call in calls if call["name"] not in switched]
     if len(kept) == len(calls):
-        return turn
+        # A call that cannot be read, for want of a quote say, must not be learned either.
+        unread = any(f"{name}(" in turn.commands for name in switched)
+        return replace(turn, untrained=turn.untrained | {"thoughts", "commands", "moss"}) if unread else turn
     untrained = turn.untrained | {"moss"}
     if not kept:
         thoughts = None if turn.thoughts is None else _NONE

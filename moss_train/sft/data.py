@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tokenizers
 
 from moss_train import files
 from moss_train.artifacts.lineage import Source
@@ -24,6 +25,7 @@ from moss_train.data import render_files
 from moss_train.data.cache import Cache, key_of, read_entry
 from moss_train.data.dialogue import meta_instruction
 from moss_train.data.documents import Documents, JoinedDocuments, StoredDocuments
+from moss_train.data.fingerprint import hash_inputs
 from moss_train.data.loader import EvaluationBatches, RowDataset, StepPlan, step_batches
 from moss_train.data.mixture import Mixture, permutation_key, permuted_index
 from moss_train.data.packing import PackingPlan, plan_rows
@@ -120,12 +122,14 @@ def render_inputs(config: SFTConfig, inputs: Sequence[Input], tokenizer: MossTok
     settings = render_settings(data, config.run.seed)
     entries = []
     for found in inputs:
-        key = key_of("documents", render_files.VERSION, found.content, asdict(settings), tokenizer.fingerprint)
+        key = key_of("documents", render_files.VERSION, found.content, asdict(settings), tokenizer.fingerprint, tokenizers.__version__)
 
         def make(out: Path, found: Input = found) -> dict[str, Any]:
             paths = [Path(name) for name in found.files]
             made = render_files.render_files(paths, found.limit, settings, tokenizer, out, say, f"{found.role}: {found.name}")
             check_report(Report.from_json(made["report"]), data, found)
+            if hash_inputs(paths, cache) != found.hashes:
+                raise DataError(f"{found.spec} was changed since it was first read; give the same command again when it is left alone")
             return made
 
         entry, _ = cache.get("documents", key, make, say)

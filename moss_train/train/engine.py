@@ -32,6 +32,8 @@ from moss_train.train.shards import MOMENTS, flat_tensors, optimizer_state
 _log = logging.getLogger(__name__)
 
 TIMEOUT_MINUTES = 30
+_TOLD_AT_ONCE = 2**20
+"""Characters of one value in torch's store, which refuses more than 8 MiB."""
 _HF_DEEPSPEED_CONFIG: list[Any] = []
 """Keeps transformers' weak reference to the DeepSpeed configuration alive while models are built."""
 
@@ -131,13 +133,20 @@ def gather(value: Any) -> list[Any]:
 
 def tell(key: str, value: str) -> None:
     """Writes a word for the other ranks, for `heard`. No collective: a rank that waits for it can be waited for in turn for any time."""
-    dist.distributed_c10d._get_default_store().set(f"moss_train/{key}", value)
+    store = dist.distributed_c10d._get_default_store()
+    parts = [value[start : start + _TOLD_AT_ONCE] for start in range(0, len(value), _TOLD_AT_ONCE)]
+    for number, part in enumerate(parts):
+        store.set(f"moss_train/{key}/{number}", part)
+    store.set(f"moss_train/{key}", str(len(parts)))
 
 
 def heard(key: str) -> str | None:
     """The word that some rank has written, or None so far."""
     store = dist.distributed_c10d._get_default_store()
-    return store.get(f"moss_train/{key}").decode() if store.check([f"moss_train/{key}"]) else None
+    if not store.check([f"moss_train/{key}"]):
+        return None
+    count = int(store.get(f"moss_train/{key}"))
+    return "".join(store.get(f"moss_train/{key}/{number}").decode() for number in range(count))
 
 
 def barrier() -> None:

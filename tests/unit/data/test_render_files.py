@@ -21,7 +21,7 @@ from moss_train.data.documents import JoinedDocuments, MemoryDocuments, StoredDo
 from moss_train.data.render import Rendered, render_all
 from moss_train.data.render_worker import RenderSettings, Report
 from moss_train.data.tokenizer import MossTokenizer
-from moss_train.errors import DataError
+from moss_train.errors import DataError, OutOfMemoryError
 
 SETTINGS = RenderSettings(max_tokens=256)
 
@@ -133,7 +133,7 @@ def test_a_worker_that_is_killed_ends_the_rendering(
         return real(self, *arguments)
 
     monkeypatch.setattr(render_files._Worker, "render", kill)
-    with pytest.raises(RuntimeError, match=r"ended with -9 at .*a\.jsonl"):
+    with pytest.raises(OutOfMemoryError, match=r"ended with -9 at .*a\.jsonl"):
         render(files, small_tokenizer, tmp_path / "cache")
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"], "nothing is left"
 

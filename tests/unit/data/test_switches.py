@@ -88,3 +88,16 @@ def test_no_call_of_a_disabled_tool_is_left_in_real_dialogues(real_data: Path) -
         for turn in off.turns:
             assert '("' not in (turn.commands or "")
     assert changed > 30
+
+
+def test_records_without_an_id_are_told_by_what_they_say() -> None:
+    at = [replace(DIALOGUE, id=origin, origin=origin) for origin in ("a.jsonl:1", "elsewhere/b.jsonl:9")]
+    for seed in range(20):
+        assert switch_off(at[0], 0.5, seed).turns == switch_off(at[1], 0.5, seed).turns
+
+
+def test_a_call_that_cannot_be_read_is_not_learned() -> None:
+    odd = replace(DIALOGUE, turns=(replace(ONE, commands=' Search("far)'), PLAIN))
+    turns = switch_off(odd, 1.0, 0).turns
+    assert turns[0].untrained == {"thoughts", "commands", "moss"}
+    assert turns[1] == PLAIN
