@@ -123,6 +123,9 @@ class Mixture:
         self.tokens = sum(source.tokens for source in sources)
         self.supervised_tokens = sum(source.supervised_tokens for source in sources)
         self.documents = sum(source.documents for source in sources)
+        # The same data may stand in a mixture twice.
+        prints = [source.fingerprint for source in sources]
+        self._keys = [f"{one} {prints[:place].count(one)}" if one in prints[:place] else one for place, one in enumerate(prints)]
         self._base = 0
         """Number of the first sample of this mixture; before it the run had another one."""
         self._starts = [0] * len(sources)
@@ -152,13 +155,12 @@ class Mixture:
         block, inside = divmod(number - self._base, BLOCK)
         order, _ = _block(self.fingerprint, self.seed, block, tuple(self.quotas))
         partly = np.bincount(order[:inside], minlength=len(self.sources)).tolist()
-        names = [source.fingerprint for source in self.sources]
         taken = [start + block * quota + extra for start, quota, extra in zip(self._starts, self.quotas, partly)]
         return {
             "mixture": self.fingerprint,
             "base": self._base,
-            "starts": {**self._away, **dict(zip(names, self._starts))},
-            "taken": {**self._away, **dict(zip(names, taken))},
+            "starts": {**self._away, **dict(zip(self._keys, self._starts))},
+            "taken": {**self._away, **dict(zip(self._keys, taken))},
         }
 
     def go_on(self, number: int, position: Mapping[str, Any]) -> None:
@@ -171,7 +173,7 @@ class Mixture:
         same = position.get("mixture") == self.fingerprint
         self._base = int(position["base"]) if same else number
         counts = dict(position.get("starts" if same else "taken", {}))
-        self._starts = [int(counts.pop(source.fingerprint, 0)) for source in self.sources]
+        self._starts = [int(counts.pop(key, 0)) for key in self._keys]
         self._away = counts
 
     def sample(self, number: int) -> Row:

@@ -208,9 +208,7 @@ class _Worker(contextlib.AbstractContextManager["_Worker"]):
             code = self._process.wait()
             message = f"a process that renders ended with {code} at {piece.path}"
             if code == -signal.SIGKILL:
-                raise OutOfMemoryError(
-                    f"{message}: killed, as when no memory is left; free some, or give smaller files"
-                )
+                raise OutOfMemoryError(f"{message}: killed, as when no memory is left; free some, or give smaller files")
             raise RuntimeError(message)
         answer = json.loads(line)
         if "os_error" in answer:

@@ -161,3 +161,12 @@ def test_in_any_order_of_mixtures_no_sample_of_a_source_is_repeated_or_left_out(
             assert {name: count for name, count in position["taken"].items() if count} == {
                 f"source {name}": count for name, count in taken.items() if count
             }
+
+
+def test_the_same_source_twice_has_two_positions() -> None:
+    twice = Mixture([Source("a", 5), Source("a", 5)], [3, 1], [])  # type: ignore[list-item]
+    position = twice.position(1000)
+    assert sorted(position["taken"].values()) == [250, 750]
+    again = Mixture([Source("a", 5), Source("a", 5)], [1, 1], [])  # type: ignore[list-item]
+    again.go_on(1000, position)
+    assert sorted(again.position(1000)["taken"].values()) == [250, 750]
