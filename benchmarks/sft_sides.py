@@ -74,8 +74,8 @@ class Work:
 
     @property
     def our_steps(self) -> int:
-        """Optimizer steps in which the rows are taken once; the last one may be filled up with empty rows."""
-        return -(-len(self.rows) // self.plan.global_batch_size)
+        """Optimizer steps in which the rows are taken once; what is left over by the last step is left out."""
+        return max(1, len(self.rows) // self.plan.global_batch_size)
 
 
 def model_config(vocab_size: int, seq_len: int, hidden_size: int = 512, num_layers: int = 6, head_dim: int = 64) -> CodeGenConfig:

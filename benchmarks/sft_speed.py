@@ -8,8 +8,8 @@
 * *ours*: `CodeGenLM`, the same dialogues packed into rows, and the project's own loop (`train.loop.fit`).
 
 Both have the same weights to begin with, loss mask (`generated`), DeepSpeed section, AdamW, number format and threads, and nearly the same
-number of supervised tokens an optimizer step. They take turns, a step each, and every dialogue is trained on once by each. Before that,
-both must give the same loss on the same dialogues. Peak memory comes from processes that train one side only.
+number of supervised tokens an optimizer step. They take turns, a step each, and go through the dialogues once, what does not fill a last
+step left out. Before that, both must give the same loss on the same dialogues. Peak memory comes from processes that train one side only.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--hidden-size", type=int, default=512)
     parser.add_argument("--num-layers", type=int, default=6)
     parser.add_argument("--stock-accumulation", type=int, default=3, help="batches of four of a rank in one optimizer step")
-    parser.add_argument("--rows-per-forward", type=int, default=4)
+    parser.add_argument("--rows-per-forward", type=int, default=2)
     parser.add_argument(
         "--stock-recompute", action=argparse.BooleanOptionalAction, default=True, help="gradient checkpointing of the stock side"
     )
