@@ -174,6 +174,15 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def has_locks(descriptor: int) -> bool:
+    """Whether a lock that `try_lock` gave keeps others out; on some network file systems it does not."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error means that no space or no quota is left; safetensors tells it in words only."""
     full = (errno.ENOSPC, errno.EDQUOT)

@@ -28,6 +28,8 @@ ENTRY = "ENTRY.json"
 Say = Callable[[str], None]
 
 _POLL_SECONDS = 0.2
+_IDLE_SECONDS = 3600.0
+"""Time after which what another process was making is given up for lost, where there are no locks to tell."""
 
 
 def default_directory() -> Path:
@@ -90,11 +92,11 @@ class Cache:
             return found, False
         path = self.path(kind, key)
         try:
-            with _locked(path.with_name(path.name + ".lock"), path.name, say):
+            with _locked(path.with_name(path.name + ".lock"), path.name, say) as alone:
                 # Another process may have made it meanwhile.
                 if is_whole(path):
                     return path, False
-                self._clean(path, say)
+                self._clean(path, say, alone)
                 self._make(path, make)
         except OSError as error:
             if files.is_disk_full(error):
@@ -104,10 +106,11 @@ class Cache:
             raise
         return path, True
 
-    def _clean(self, path: Path, say: Say) -> None:
-        """Removes what a crash left, and an entry that has lost a file. The lock is ours."""
+    def _clean(self, path: Path, say: Say, alone: bool) -> None:
+        """Removes what a crash left, and an entry that has lost a file. `alone`: no other process can be making it."""
         for left in self.directory.glob(f"{path.name}.tmp-*"):
-            files.empty_trash(left)
+            if alone or _is_idle(left):
+                files.empty_trash(left)
         if path.exists():
             say(f"the cache entry {path} is incomplete; it is made again")
             files.remove_directory(path)
@@ -153,9 +156,17 @@ def read_entry(path: Path) -> dict[str, Any]:
     return value
 
 
+def _is_idle(directory: Path) -> bool:
+    """Whether nothing has been written below a directory for a while."""
+    with contextlib.suppress(OSError):
+        newest = max(path.stat().st_mtime for path in [directory, *directory.rglob("*")])
+        return time.time() - newest > _IDLE_SECONDS
+    return False
+
+
 @contextlib.contextmanager
-def _locked(path: Path, what: str, say: Say) -> Iterator[None]:
-    """Holds a lock between processes; says so when another one has it."""
+def _locked(path: Path, what: str, say: Say) -> Iterator[bool]:
+    """Holds a lock between processes, and gives whether it keeps them out; says so when another one has it."""
     with path.open("a", encoding="utf-8") as file:
         told = False
         while not files.try_lock(file.fileno()):
@@ -163,7 +174,7 @@ def _locked(path: Path, what: str, say: Say) -> Iterator[None]:
                 say(f"another process is making {what}; waiting for it")
                 told = True
             time.sleep(_POLL_SECONDS)
-        yield
+        yield files.has_locks(file.fileno())
 
 
 def _unusable(directory: Path, error: OSError) -> UsageError:

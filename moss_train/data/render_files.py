@@ -1,6 +1,6 @@
 """Files of records to rendered documents in the cache, once a machine and by several processes.
 
-files -> pieces -> workers: read, parse, render -> parts -> joined in the order of the files -> an entry of the cache
+files -> pieces -> jobs -> workers: read, parse, render -> parts -> joined in the order of the files -> an entry of the cache
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from moss_train.data.cache import Say
 from moss_train.data.documents import TABLE, digest_of, id_type
 from moss_train.data.fingerprint import stamp
 from moss_train.data.records import Piece, split_file
-from moss_train.data.render_worker import RenderSettings, Report, part_files, render_piece
+from moss_train.data.render_worker import Job, RenderSettings, Report, part_files, render_job
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import DataError, OutOfMemoryError
 
@@ -33,6 +33,8 @@ VERSION = 1
 """Of what records become: raise it when the same records come to give other ids or marks. Part of every key."""
 
 _PIECE_BYTES = 16 * 2**20
+_LEAST_SIZE = 4096
+"""Bytes that a piece counts as at least: opening a file takes time too."""
 _WORTH_A_PROCESS = 4 * 2**20
 """Bytes of records below which starting workers takes longer than rendering."""
 _SAY_SECONDS = 10.0
@@ -59,15 +61,15 @@ def render_files(
         DataError: A file cannot be read, or has changed meanwhile.
     """
     before = [stamp(path) for path in paths]
-    pieces = [(number, piece) for number, path in enumerate(paths) for piece in split_file(path, _PIECE_BYTES)]
+    jobs = _jobs([(number, piece) for number, path in enumerate(paths) for piece in split_file(path, _PIECE_BYTES)])
     parts = out / "parts"
     parts.mkdir()
-    progress = _Progress(sum(size_of(piece) for _, piece in pieces), say, what)
+    progress = _Progress(sum(size_of(job) for job in jobs), say, what)
     # A number of records can only be counted from the front.
     if limit is not None or progress.total < _WORTH_A_PROCESS:
-        reports = _render_here(pieces, limit, settings, tokenizer, parts, progress)
+        reports = _render_here(jobs, limit, settings, tokenizer, parts, progress)
     else:
-        reports = _render_in_workers(pieces, settings, tokenizer, parts, progress)
+        reports = _render_in_workers(jobs, settings, tokenizer, parts, progress)
     if [stamp(path) for path in paths] != before:
         changed = next(path for path, old in zip(paths, before) if stamp(path) != old)
         raise DataError(f"{changed} was changed while it was read; give the same command again when whatever writes it has ended")
@@ -79,7 +81,26 @@ def render_files(
     return {"digest": digest, "dtype": id_type(tokenizer.size).str, "report": whole.to_json()}
 
 
-def size_of(piece: Piece) -> int:
+def _jobs(pieces: Job) -> list[Job]:
+    """Groups small pieces that follow one another: with a file a dialogue, a part for each would be millions of files."""
+    jobs: list[Job] = []
+    left = 0
+    for number, piece in pieces:
+        size = _size(piece)
+        if not jobs or size > left:
+            jobs.append([])
+            left = _PIECE_BYTES
+        jobs[-1].append((number, piece))
+        left -= max(size, _LEAST_SIZE)
+    return jobs
+
+
+def size_of(job: Job) -> int:
+    """Bytes of a job's records."""
+    return sum(_size(piece) for _, piece in job)
+
+
+def _size(piece: Piece) -> int:
     """Bytes of a piece; of Parquet's, which are counted in row groups, a share of the file."""
     size = piece.path.stat().st_size if piece.path.is_file() else sum(path.stat().st_size for path in piece.path.iterdir())
     if piece.end is None or piece.path.suffix.lower() == ".parquet":
@@ -118,7 +139,7 @@ class _Progress:
 
 
 def _render_here(
-    pieces: Sequence[tuple[int, Piece]],
+    jobs: Sequence[Job],
     limit: int | None,
     settings: RenderSettings,
     tokenizer: MossTokenizer,
@@ -127,10 +148,10 @@ def _render_here(
 ) -> list[Report]:
     reports: list[Report] = []
     left = limit
-    for index, (number, piece) in enumerate(pieces):
-        report = render_piece(piece, number, parts / str(index), settings, tokenizer, left)
+    for index, job in enumerate(jobs):
+        report = render_job(job, parts / str(index), settings, tokenizer, left)
         reports.append(report)
-        progress.add(size_of(piece))
+        progress.add(size_of(job))
         if left is not None:
             left -= report.readable
             if left <= 0:
@@ -139,7 +160,7 @@ def _render_here(
 
 
 def _render_in_workers(
-    pieces: Sequence[tuple[int, Piece]], settings: RenderSettings, tokenizer: MossTokenizer, parts: Path, progress: _Progress
+    jobs: Sequence[Job], settings: RenderSettings, tokenizer: MossTokenizer, parts: Path, progress: _Progress
 ) -> list[Report]:
     """One worker a core; each is fed by a thread of its own."""
     folder = parts / "tokenizer"
@@ -147,35 +168,35 @@ def _render_in_workers(
     setup = {"settings": asdict(settings), "tokenizer": str(folder)}
     reports: dict[int, Report] = {}
     failures: list[BaseException] = []
-    jobs = iter(enumerate(pieces))
+    waiting = iter(enumerate(jobs))
     lock = threading.Lock()
 
     def feed(worker: _Worker) -> None:
         try:
             while not failures:
                 with lock:
-                    index, (number, piece) = next(jobs, (-1, (0, pieces[0][1])))
+                    index, job = next(waiting, (-1, []))
                 if index < 0:
                     return
-                reports[index] = worker.render(piece, number, parts / str(index))
-                progress.add(size_of(piece))
+                reports[index] = worker.render(job, parts / str(index))
+                progress.add(size_of(job))
         except BaseException as error:
             failures.append(error)
 
-    count = min(cores(), len(pieces))
+    count = min(cores(), len(jobs))
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(_Worker(setup)) for _ in range(count)]
         threads = [threading.Thread(target=feed, args=(worker,), daemon=True) for worker in workers]
         for thread in threads:
             thread.start()
         for thread in threads:
-            # In short waits, so that a signal's exception is raised here.
-            while thread.is_alive():
+            # In short waits, so that a signal's exception is raised here; a failure is not kept waiting by the other workers.
+            while thread.is_alive() and not failures:
                 thread.join(0.2)
     if failures:
         raise failures[0]
     shutil.rmtree(folder)
-    return [reports[index] for index in range(len(pieces))]
+    return [reports[index] for index in range(len(jobs))]
 
 
 class _Worker(contextlib.AbstractContextManager["_Worker"]):
@@ -198,15 +219,16 @@ class _Worker(contextlib.AbstractContextManager["_Worker"]):
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
 
-    def render(self, piece: Piece, file_number: int, stem: Path) -> Report:
-        """Has a piece rendered; see `render_piece`."""
+    def render(self, job: Job, stem: Path) -> Report:
+        """Has pieces rendered; see `render_job`."""
         assert self._process.stdout is not None
-        place = {"path": str(piece.path), "start": piece.start, "end": piece.end, "first_line": piece.first_line}
-        self._ask({**place, "file_number": file_number, "stem": str(stem)})
+        pieces = [(number, str(piece.path), piece.start, piece.end, piece.first_line) for number, piece in job]
+        self._ask({"pieces": pieces, "stem": str(stem)})
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            message = f"a process that renders ended with {code} at {piece.path}"
+            others = f" or one of the {len(job) - 1} pieces after it" if job[1:] else ""
+            message = f"a process that renders ended with {code} at {job[0][1].path}{others}"
             if code == -signal.SIGKILL:
                 raise OutOfMemoryError(f"{message}: killed, as when no memory is left; free some, or give smaller files")
             raise RuntimeError(message)
@@ -229,13 +251,13 @@ class _Worker(contextlib.AbstractContextManager["_Worker"]):
 
 def _join(stems: Sequence[Path], out: Path) -> str:
     """Puts parts side by side, and removes each as soon as it is copied; returns the digest of the documents."""
-    all_parts = [part_files(stem) for stem in stems]
     for name, target in (("ids", "ids.bin"), ("marks", "marks.bin"), ("rejects", "rejects.jsonl")):
         with (out / target).open("wb") as joined:
-            for part in all_parts:
-                with part[name].open("rb") as file:
+            for stem in stems:
+                part = part_files(stem)[name]
+                with part.open("rb") as file:
                     shutil.copyfileobj(file, joined, 16 * 2**20)
-                part[name].unlink()
-    table = np.concatenate([np.fromfile(part["table"], dtype=TABLE) for part in all_parts])
+                part.unlink()
+    table = np.concatenate([np.fromfile(part_files(stem)["table"], dtype=TABLE) for stem in stems])
     np.save(out / "table.npy", table)
-    return digest_of(part["hashes"].read_bytes() for part in all_parts)
+    return digest_of(part_files(stem)["hashes"].read_bytes() for stem in stems)

@@ -6,17 +6,18 @@ is left behind by whatever ends the process that started it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -116,19 +117,34 @@ def part_files(stem: Path) -> dict[str, Path]:
     return {name: stem.with_name(f"{stem.name}.{name}") for name in ("ids", "marks", "table", "hashes", "rejects")}
 
 
-def render_piece(
-    piece: Piece, file_number: int, stem: Path, settings: RenderSettings, tokenizer: MossTokenizer, limit: int | None = None
-) -> Report:
-    """Renders the records of a piece into the files of `part_files`.
+Job = list[tuple[int, Piece]]
+"""Pieces that become one part, in order, each with the number of its file."""
+
+
+def render_job(job: Job, stem: Path, settings: RenderSettings, tokenizer: MossTokenizer, limit: int | None = None) -> Report:
+    """Renders the records of pieces into the files of `part_files`.
 
     Args:
-        piece: Of a file.
-        file_number: The file's number, for origins.
+        job: The pieces.
         stem: Beginning of the names of the files.
         settings: What shapes documents.
         tokenizer: Gives the ids.
         limit: Records to take at most.
     """
+    report = Report()
+    with contextlib.ExitStack() as stack:
+        open_files = {name: stack.enter_context(path.open("wb")) for name, path in part_files(stem).items()}
+        for file_number, piece in job:
+            left = None if limit is None else limit - report.readable
+            if left != 0:
+                report.add(_render_piece(piece, file_number, open_files, settings, tokenizer, left))
+    return report
+
+
+def _render_piece(
+    piece: Piece, file_number: int, out: Mapping[str, BinaryIO], settings: RenderSettings, tokenizer: MossTokenizer, limit: int | None
+) -> Report:
+    """Adds the records of a piece to the open files of a part."""
     report = Report()
     rejects: list[dict[str, Any]] = []
 
@@ -170,18 +186,16 @@ def render_piece(
     )
     dtype = id_type(tokenizer.size)
     table = []
-    names = part_files(stem)
-    with names["ids"].open("wb") as ids_file, names["marks"].open("wb") as marks_file, names["hashes"].open("wb") as hashes_file:
-        for document in rendered:
-            ids = np.array(document.input_ids, dtype=dtype)
-            marks = np.array(document.loss_mask, dtype=np.bool_)
-            packed = np.packbits(marks).tobytes()
-            ids_file.write(ids.tobytes())
-            marks_file.write(packed)
-            hashes_file.write(document_hash(ids, packed))
-            table.append((len(ids), int(np.count_nonzero(marks[1:])), file_number, _line(document.origin)))
-    names["table"].write_bytes(np.array(table, dtype=TABLE).tobytes())
-    names["rejects"].write_text("".join(json.dumps(reject, ensure_ascii=True) + "\n" for reject in rejects), encoding="utf-8")
+    for document in rendered:
+        ids = np.array(document.input_ids, dtype=dtype)
+        marks = np.array(document.loss_mask, dtype=np.bool_)
+        packed = np.packbits(marks).tobytes()
+        out["ids"].write(ids.tobytes())
+        out["marks"].write(packed)
+        out["hashes"].write(document_hash(ids, packed))
+        table.append((len(ids), int(np.count_nonzero(marks[1:])), file_number, _line(document.origin)))
+    out["table"].write(np.array(table, dtype=TABLE).tobytes())
+    out["rejects"].write("".join(json.dumps(reject, ensure_ascii=True) + "\n" for reject in rejects).encode())
     report.documents = len(table)
     report.shown = rejects[:PROBLEMS_SHOWN]
     return report
@@ -206,9 +220,9 @@ def main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     while True:
         job = json.loads(jobs.get())
-        piece = Piece(Path(job["path"]), job["start"], job["end"], job["first_line"])
+        pieces = [(number, Piece(Path(path), start, end, first_line)) for number, path, start, end, first_line in job["pieces"]]
         try:
-            report = render_piece(piece, job["file_number"], Path(job["stem"]), settings, tokenizer)
+            report = render_job(pieces, Path(job["stem"]), settings, tokenizer)
             answer: dict[str, Any] = {"report": report.to_json()}
         except MossTrainError as error:
             answer = {"error": str(error), "kind": type(error).__name__}

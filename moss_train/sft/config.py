@@ -112,6 +112,8 @@ class DialogueDataConfig:
             found.append(f"data.seq_len is {self.seq_len}; expected 8 tokens or more")
         if not 0 <= self.holdout < 1:
             found.append(f"data.holdout is {self.holdout}; expected a share from 0 up to, but not including, 1")
+        if self.plugins and self.default_meta is DefaultMeta.none:
+            found.append("data.plugins has no effect with data.default_meta=none, which gives records no meta instruction; leave one out")
         for key in ("max_bad_share", "switch_off"):
             if not 0 <= getattr(self, key) <= 1:
                 found.append(f"data.{key} is {getattr(self, key)}; expected a number from 0 to 1")

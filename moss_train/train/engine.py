@@ -140,11 +140,16 @@ def tell(key: str, value: str) -> None:
     store.set(f"moss_train/{key}", str(len(parts)))
 
 
+def is_told(key: str) -> bool:
+    """Whether some rank has written the word."""
+    return bool(dist.distributed_c10d._get_default_store().check([f"moss_train/{key}"]))
+
+
 def heard(key: str) -> str | None:
     """The word that some rank has written, or None so far."""
-    store = dist.distributed_c10d._get_default_store()
-    if not store.check([f"moss_train/{key}"]):
+    if not is_told(key):
         return None
+    store = dist.distributed_c10d._get_default_store()
     count = int(store.get(f"moss_train/{key}"))
     return "".join(store.get(f"moss_train/{key}/{number}").decode() for number in range(count))
 

@@ -130,21 +130,28 @@ class Run:
         """
         here = distributed.gather(machine())
         first = here.index(machine())
-        key = f"once/{next(_CALLS)}/{first}"
+        call = next(_CALLS)
+        keys = {rank: f"once/{call}/{rank}" for rank in sorted({here.index(name) for name in here})}
 
         def work_or_wait() -> Any:
+            result, failure = None, None
             if distributed.rank() == first:
-                result = None
                 try:
                     result = work()
+                except PreemptedError:
+                    raise
+                except Exception as error:
+                    failure = error
                 finally:
                     # Without a result it has failed; the others hear of that when they come together.
-                    distributed.tell(key, json.dumps(result))
-                return result
+                    distributed.tell(keys[first], json.dumps(result))
+            # For the other machines too: some have more to do, or slower disks.
             self.rest(f"waiting for {what}")
-            while (found := distributed.heard(key)) is None:
+            while not all(distributed.is_told(key) for key in keys.values()):
                 time.sleep(_LISTEN_SECONDS)
-            return json.loads(found)
+            if failure is not None:
+                raise failure
+            return result if distributed.rank() == first else json.loads(distributed.heard(keys[first]) or "null")
 
         return self.together(work_or_wait)
 

@@ -153,6 +153,16 @@ def test_no_rank_waits_in_a_collective_while_another_renders(data: Path, tmp_pat
     assert ranks.wait(120) == [0, 0], ranks.output[-3000:]
 
 
+def test_no_machine_waits_in_a_collective_while_another_renders(data: Path, tmp_path: Path) -> None:
+    """Each of two machines has its own cache, and one is slow."""
+    line = arguments(tmp_path / "run", f"data.train={data}", "train.steps=1", "train.hang_seconds=2")
+    hosts = [{"kind": "host", "rank": rank, "name": f"machine-{rank}", "cache": str(tmp_path / f"cache-{rank}")} for rank in (0, 1)]
+    faults = [{"kind": "slow_render", "seconds": 9, "rank": 1}, *hosts]
+    ranks = Ranks(2, "tests/programs/faulty.py", *line, FAULTS=json.dumps(faults))
+    assert ranks.wait(120) == [0, 0], ranks.output[-3000:]
+    assert all(list((tmp_path / f"cache-{rank}").glob("documents-*")) for rank in (0, 1))
+
+
 def test_a_cache_that_cannot_be_used_is_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = arguments(tmp_path / "run", f"data.train={data}", f"data.cache={tmp_path / 'file'}")

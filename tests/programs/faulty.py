@@ -12,7 +12,7 @@ FAULTS is a JSON list; each fault has a `kind`, and `step` (optimizer step, from
     host                     the rank says it is on the machine `name` (no step)
     full_disk                writing fails with ENOSPC (or `errno`) once `byte` bytes of checkpoints are written on that rank (no step)
     slow_step                each step takes `seconds` longer (no step or rank)
-    slow_render              rendering takes `seconds` longer, and a rank waits in a collective for 5 s at most (no step or rank)
+    slow_render              rendering takes `seconds` longer, and a rank waits in a collective for 5 s at most (no step)
 """
 
 from __future__ import annotations
@@ -150,14 +150,16 @@ def slow_rendering(seconds: float) -> None:
         return real(*arguments)
 
     render_files.render_files = slow
-    distributed.TIMEOUT_MINUTES = 5 / 60  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
     for fault in FAULTS:
         if fault["kind"] == "slow_render":
-            slow_rendering(fault["seconds"])
+            distributed.TIMEOUT_MINUTES = 5 / 60  # type: ignore[assignment]
+            if fault.get("rank") in (None, int(os.environ.get("RANK", "0"))):
+                slow_rendering(fault["seconds"])
         if fault["kind"] == "host" and fault["rank"] == int(os.environ.get("RANK", "0")):
+            os.environ["MOSS_TRAIN_CACHE"] = fault.get("cache", os.environ.get("MOSS_TRAIN_CACHE", ""))
             socket.gethostname = lambda name=fault["name"]: name  # type: ignore[misc]
     watch_loop()
     watch_saves()

@@ -145,6 +145,21 @@ def test_without_locks_the_first_name_wins(tmp_path: Path, monkeypatch: pytest.M
     assert not any(".tmp-" in path.name for path in tmp_path.iterdir())
 
 
+def test_without_locks_only_what_is_idle_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "has_locks", lambda descriptor: False)
+    cache = Cache(tmp_path)
+    path = cache.path("kind", KEY)
+    busy, dead = (path.with_name(f"{path.name}.tmp-{name}") for name in ("busy", "dead"))
+    for directory in (busy, dead):
+        directory.mkdir()
+        (directory / "data").write_text("half")
+    for old in (dead / "data", dead):
+        os.utime(old, (time.time() - 7200, time.time() - 7200))
+    cache.get("kind", KEY, Maker(), silent)
+    assert (busy / "data").read_text() == "half"
+    assert not dead.exists()
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"data\.cache"):

@@ -18,6 +18,7 @@ from moss_train.data import render_files, render_worker
 from moss_train.data.cache import Cache
 from moss_train.data.dialogue import read_dialogues
 from moss_train.data.documents import JoinedDocuments, MemoryDocuments, StoredDocuments, id_type
+from moss_train.data.records import split_file
 from moss_train.data.render import Rendered, render_all
 from moss_train.data.render_worker import RenderSettings, Report
 from moss_train.data.tokenizer import MossTokenizer
@@ -110,6 +111,23 @@ def test_in_this_process_and_in_others(
     assert [reject["origin"] for reject in there.rejects()] == [f"{files[1]}:3", f"{files[1]}:4"]
     assert report.describe(["a", "b", "c"]).startswith("b:3: ")
     assert [path.name for path in (tmp_path / "there").glob("documents-*/parts")] == []
+
+
+def test_small_files_share_parts(small_tokenizer: MossTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render_files, "_WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(render_files, "_LEAST_SIZE", render_files._PIECE_BYTES // 10)
+    (tmp_path / "many").mkdir()
+    paths = []
+    for number in range(25):
+        paths.append(tmp_path / "many" / f"{number:02}.json")
+        paths[-1].write_text(json.dumps(record(number)) if number != 7 else "{", encoding="utf-8")
+    jobs = render_files._jobs([(number, piece) for number, path in enumerate(paths) for piece in split_file(path, 2**20)])
+    assert [len(job) for job in jobs] == [10, 10, 5]
+    stored, report = render(paths, small_tokenizer, tmp_path / "cache")
+    same(stored, expected(paths, small_tokenizer)[0])
+    assert report.records == 25
+    assert report.documents == 24
+    assert report.shown[0]["file"] == 7
 
 
 @pytest.mark.usefixtures("many_pieces")
