@@ -54,11 +54,11 @@ def test_both_sides_compute_the_same_loss_and_gradient() -> None:
 
 @pytest.mark.slow
 def test_speed_and_memory_against_stock_parts(real_data: Path, tmp_path: Path) -> None:
-    """Needs two cores and a quiet machine; takes a quarter of an hour."""
+    """Needs two cores and a quiet machine; takes 25 minutes."""
     out = tmp_path / "speed.json"
     data = real_data / "moss-003-sft-sample" / "train.jsonl"
-    result = succeeded(deepspeed(2, "benchmarks/sft_speed.py", str(data), "--out", str(out), timeout=3000))
+    result = succeeded(deepspeed(2, "benchmarks/sft_speed.py", str(data), "--dialogues", "72", "--out", str(out), timeout=3600))
     print(result.stdout[-3000:])
     for precision, found in json.loads(out.read_text())["results"].items():
-        assert found["ratio"]["median"] >= 3.5, precision
+        assert found["ratio_over_all"] >= 3.5, precision
         assert max(found["ours"]["memory_mib"]) < min(found["stock"]["memory_mib"]), precision
