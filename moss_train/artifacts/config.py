@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from moss_train.config import ExportDtype
+
+
+class Layout(StrEnum):
+    """Names and shapes of the exported weights."""
+
+    codegen = "codegen"
+    gptj = "gptj"
+    """The same function as GPT-J, which more servers read."""
 
 
 @dataclass
@@ -19,6 +28,7 @@ class ExportJobConfig:
     """Tokenizer directory; by default the one in `model`."""
     dtype: ExportDtype = ExportDtype.auto
     """Number format of the weights; `auto` keeps that of `model`."""
+    format: Layout = Layout.codegen
     max_shard_gb: float = 4.0
     """Largest safetensors file, in 10^9 bytes."""
     allow_pickle: bool = False

@@ -1,18 +1,18 @@
 """Model directories that open anywhere: sharded safetensors, config, tokenizer, generation config, card, lineage.
 
-Parameter names are Hugging Face CodeGen's, and `architectures` names the stock class, so `AutoModelForCausalLM.from_pretrained(dir)`
-loads an export without code of ours. The directory appears under its name when it is complete: everything is written into `<name>.tmp`
-beside it first.
+Parameter names are those of a Hugging Face class, which `architectures` names, so `AutoModelForCausalLM.from_pretrained(dir)` loads an
+export without code of ours. The directory appears under its name when it is complete and, opened again, computes what the model does
+(`reopen.py`): everything is written into `<name>.tmp` beside it first.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from safetensors.torch import save_file
 from moss_train import files
 from moss_train.artifacts import card, lineage
 from moss_train.artifacts.config import ExportJobConfig
+from moss_train.artifacts.layouts import layout_config, rename
+from moss_train.artifacts.reopen import Tracer, compare, iterate_parameters, reopened_logits
 from moss_train.errors import DiskFullError, UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 40, "repetition_penalty": 1.02, "max_new_tokens": 512}
 
 
+PROBE = "MOSS: 1 + 1 = 2, and the capital of France is Paris.\n你好，世界！\ndef f(x):\n    return x\n"
+"""The prompt with which an export is tried."""
+
+
 def write_export(
     out: Path,
     parameters: Iterable[tuple[str, torch.Tensor | None]],
@@ -46,6 +52,7 @@ def write_export(
     tokenizer: MossTokenizer,
     max_shard_bytes: int,
     writes: bool = True,
+    layout: str = "codegen",
 ) -> str | None:
     """Writes a model directory.
 
@@ -58,12 +65,14 @@ def write_export(
         tokenizer: Saved beside the weights.
         max_shard_bytes: Largest file; as much memory is taken.
         writes: Whether this rank is the one that writes; the others only take part in gathering.
+        layout: Names and shapes of the parameters: codegen or gptj.
 
     Returns:
         The artefact's id on the rank that writes, else None.
 
     Raises:
         UsageError: `out` exists.
+        CheckpointError: Opened again, the export computes something else; nothing is left under `out`.
         DiskFullError: No space left; nothing is left under `out`.
     """
     pending = iter(parameters)
@@ -75,8 +84,14 @@ def write_export(
             raise UsageError(f"{out} exists; a finished artefact is never changed. Name another directory")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_shards(partial, pending, DTYPES[dtype], max_shard_bytes)
-        _write_configs(partial, model_config, tokenizer, DTYPES[dtype])
+        ids = tokenizer.encode(PROBE)[: model_config.n_positions]
+        tracer = Tracer(model_config, ids)
+        _write_shards(partial, _laid_out(pending, DTYPES[dtype], layout, tracer), max_shard_bytes)
+        _write_configs(partial, layout_config(model_config, layout), tokenizer, DTYPES[dtype])
+        if tracer.logits is None:
+            raise RuntimeError("not every parameter of the model was given")
+        compare(tracer.logits, reopened_logits(partial, ids, layout), out)
+        record.details |= {"layout": layout, "dtype": dtype}
         (partial / "README.md").write_text(card.render(out.name, model_config, record), encoding="utf-8")
         identity = lineage.write(partial, record)
         for path in partial.iterdir():
@@ -97,7 +112,19 @@ def write_export(
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_shards(directory: Path, parameters: Iterable[tuple[str, torch.Tensor | None]], dtype: torch.dtype, max_shard_bytes: int) -> None:
+def _laid_out(
+    parameters: Iterable[tuple[str, torch.Tensor | None]], dtype: torch.dtype, layout: str, tracer: Tracer
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters in the number format and layout of the export, shown to the tracer on their way."""
+    for name, tensor in parameters:
+        if tensor is None:
+            raise RuntimeError(f"{name} was not gathered on the rank that writes")
+        cast = tensor.detach().to(device="cpu", dtype=dtype)
+        tracer.feed(name, cast)
+        yield from rename(name, cast, layout)
+
+
+def _write_shards(directory: Path, parameters: Iterable[tuple[str, torch.Tensor]], max_shard_bytes: int) -> None:
     """Writes `model-0000i-of-0000n.safetensors` and the index."""
     shards: list[list[str]] = []
     shard: dict[str, torch.Tensor] = {}
@@ -110,12 +137,10 @@ def _write_shards(directory: Path, parameters: Iterable[tuple[str, torch.Tensor 
         shard, shard_bytes = {}, 0
 
     for name, tensor in parameters:
-        if tensor is None:
-            raise RuntimeError(f"{name} was not gathered on the rank that writes")
-        size = tensor.numel() * dtype.itemsize
+        size = tensor.nbytes
         if shard and shard_bytes + size > max_shard_bytes:
             flush()
-        shard[name] = tensor.to(dtype).contiguous()
+        shard[name] = tensor.contiguous()
         shard_bytes += size
         total_bytes += size
     flush()
@@ -132,8 +157,7 @@ def _write_configs(directory: Path, model_config: Any, tokenizer: MossTokenizer,
     """Writes config.json, generation_config.json and the tokenizer's files."""
     from transformers import GenerationConfig
 
-    config = copy.deepcopy(model_config)
-    config.architectures = ["CodeGenForCausalLM"]
+    config = model_config
     config.dtype = dtype
     config.bos_token_id, config.eos_token_id, config.pad_token_id = tokenizer.endoftext, tokenizer.eom, tokenizer.endoftext
     config.save_pretrained(directory)
@@ -149,18 +173,21 @@ def _write_configs(directory: Path, model_config: Any, tokenizer: MossTokenizer,
 
 
 def main(config: ExportJobConfig) -> None:
-    """Rewrites a model directory as an export: the job behind `scripts/export.py`."""
+    """Rewrites a model directory as an export: the job behind `scripts/export.py`. No more than a shard of it is ever in memory."""
     from moss_train.data.tokenizer import MossTokenizer
-    from moss_train.model.loading import load_model
+    from moss_train.model.loading import check_weights, parameter_shapes, read_model_config, stored_dtype, weight_files
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     source, out = Path(config.model), Path(config.out)
     if out.exists():
         raise UsageError(f"out={out} exists; a finished artefact is never changed. Name another directory")
-    model = load_model(source, dtype="auto", allow_pickle=config.allow_pickle)
+    model_config = read_model_config(source)
+    check_weights(source, model_config, config.allow_pickle)
     tokenizer = MossTokenizer.load(config.tokenizer or source)
-    kept = {str(dtype): name for name, dtype in DTYPES.items()}[str(next(model.parameters()).dtype)]
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    kept = names.get(stored_dtype(source, config.allow_pickle), "fp32")
     dtype = kept if config.dtype.value == "auto" else config.dtype.value
+    shapes = parameter_shapes(model_config)
     before = lineage.read(source) or {}
     record = lineage.Lineage(
         kind="export",
@@ -171,9 +198,16 @@ def main(config: ExportJobConfig) -> None:
         supervised_tokens=before.get("supervised_tokens", 0),
         metrics=before.get("metrics", {}),
         # How it was trained tells how it is to be prompted, whatever its number format.
-        details={**before.get("details", {}), "parameters": sum(p.numel() for p in model.parameters())},
+        details={**before.get("details", {}), "parameters": sum(math.prod(shape) for shape in shapes.values())},
     )
-    parameters = ((name, parameter.detach()) for name, parameter in model.named_parameters())
-    max_shard_bytes = int(config.max_shard_gb * 1e9)
-    identity = write_export(out, parameters, model.config, dtype, record, tokenizer=tokenizer, max_shard_bytes=max_shard_bytes)
-    _log.info(f"exported to {out} ({identity})")
+    identity = write_export(
+        out,
+        iterate_parameters(source, weight_files(source), list(shapes)),
+        model_config,
+        dtype,
+        record,
+        tokenizer=tokenizer,
+        max_shard_bytes=int(config.max_shard_gb * 1e9),
+        layout=config.format.value,
+    )
+    _log.info(f"exported to {out} ({identity}): {dtype}, layout {config.format.value}; opened again, it gives the same logits")

@@ -4,27 +4,65 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from moss_train.config import Attention, ExportDtype, Plugin
 
 
+class DeviceMap(StrEnum):
+    """Where a model is put."""
+
+    single = "single"
+    """On one GPU, of this rank, or on the CPU where there is none."""
+    auto = "auto"
+    """Its layers spread over all GPUs, and the CPU beyond them."""
+
+
+@dataclass
+class ToolsConfig:
+    """Tools that a reply may call. The calculator and the equation solver need nothing."""
+
+    run: bool = True
+    """Run the calls that a model with inner thoughts writes; else their results are None."""
+    search_url: str | None = None
+    """A search endpoint, such as `scripts/search_server.py`."""
+    image_url: str | None = None
+    """An endpoint that draws."""
+    image_directory: str = "images"
+    """Where drawn images are saved."""
+    allow: list[str] = field(default_factory=list)
+    """Endpoints that are not on the public internet, as `host:port`; all others of that kind are refused."""
+
+
 @dataclass
 class GenerateConfig:
-    """What `scripts/generate.py` takes. Exactly one of `prompt` and `dialogue` is given."""
+    """What `scripts/generate.py` takes. Exactly one of `prompt`, `prompts`, `dialogue` and `chat` is given."""
 
     model: str = "???"
     """Model directory: an export, or a Hugging Face CodeGen or published MOSS directory."""
     prompt: str | None = None
     """A question; the model answers it as the first message of a dialogue."""
+    prompts: str | None = None
+    """A file of questions: a line each, or JSONL with the key `prompt`."""
     dialogue: str | None = None
-    """A file of dialogues in the training layout; the reply of the last turn of each is generated anew. `FILE#N` takes the first N."""
+    """A file of dialogues in any training layout; the reply of the last turn of each is generated anew. `FILE#N` takes the first N."""
+    chat: bool = False
+    """A dialogue in the terminal."""
+    out: str | None = None
+    """Write the replies here, JSONL, instead of printing them."""
     system: str | None = None
-    """Meta instruction for `prompt`; by default the one the model was trained with most. An empty text leaves it out."""
+    """Meta instruction for questions; by default the one the model was trained with most. An empty text leaves it out."""
     plugins: list[Plugin] = field(default_factory=list)
-    """Switches that are on in MOSS's meta instruction, used for `prompt` where `system` is not given."""
-    thoughts: bool = False
-    """Let the model write inner thoughts and commands before its reply, which is then preceded by empty results: no tool is run."""
+    """Switches that are on in MOSS's meta instruction, used for questions where `system` is not given; inner thoughts are then written."""
+    thoughts: bool | None = None
+    """Let the model write inner thoughts and commands before its reply, and run the calls in these; by default where `plugins` has any."""
+    show_thoughts: bool = True
+    """Print inner thoughts, commands and results."""
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
+    batch_size: int = 16
+    """Replies that a rank writes at once. On a CPU they are the same with any number."""
     max_new_tokens: int = 256
+    """Of each segment."""
     temperature: float = 0.7
     """0 takes the likeliest token each time."""
     top_p: float = 0.8
@@ -32,22 +70,31 @@ class GenerateConfig:
     repetition_penalty: float = 1.02
     seed: int = 0
     dtype: ExportDtype = ExportDtype.auto
+    """Number format of the weights; `auto` keeps that of `model`, or takes fp32 on a processor that cannot multiply it."""
+    device_map: DeviceMap = DeviceMap.single
     attention: Attention = Attention.auto
     allow_pickle: bool = False
 
     def problems(self) -> list[str]:
         """Everything that is wrong with the values."""
         found = []
-        if (self.prompt is None) == (self.dialogue is None):
-            found.append('exactly one of prompt="..." and dialogue=FILE must be given')
+        given = [name for name in ("prompt", "prompts", "dialogue") if getattr(self, name) is not None] + ["chat"] * self.chat
+        if len(given) != 1:
+            told = f"found {' and '.join(given)}" if given else "found none of them"
+            found.append(f'exactly one of prompt="...", prompts=FILE, dialogue=FILE and chat=true must be given; {told}')
         if self.system is not None and self.plugins:
             found.append("system and plugins exclude each other: switches are part of a meta instruction; write them into system")
         if self.dialogue is not None and (self.system is not None or self.plugins):
             found.append("system and plugins have no effect on dialogue, whose records carry their own meta instruction; leave them out")
+        if self.chat and self.out is not None:
+            found.append("out has no effect on chat; leave it out")
+        if self.thoughts is False and self.plugins:
+            found.append("plugins need inner thoughts and commands, which thoughts=false leaves out; leave one of them out")
         if not all(math.isfinite(value) for value in (self.temperature, self.top_p, self.repetition_penalty)):
             found.append("temperature, top_p and repetition_penalty must be finite numbers")
-        if self.max_new_tokens < 1:
-            found.append(f"max_new_tokens is {self.max_new_tokens}; expected 1 or more")
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                found.append(f"{name} is {getattr(self, name)}; expected 1 or more")
         if self.temperature < 0:
             found.append(f"temperature is {self.temperature}; expected zero (no sampling) or more")
         if not 0 < self.top_p <= 1:
@@ -57,3 +104,8 @@ class GenerateConfig:
         if self.repetition_penalty <= 0:
             found.append(f"repetition_penalty is {self.repetition_penalty}; expected a number above zero (1 is off)")
         return found
+
+    @property
+    def writes_thoughts(self) -> bool:
+        """Whether the model writes inner thoughts."""
+        return bool(self.plugins) if self.thoughts is None else self.thoughts

@@ -1,7 +1,7 @@
 """Writing many rows at once: a slot of the key cache for each, and a new row for every one that ends.
 
-What is written is a coroutine: it yields `Write`s (the whole prompt each time, of which the slot's cache keeps the part that is unchanged) and
-is sent what the model wrote. One reply is one `Write`; a turn with tools is several, and all of them keep their slot.
+What is written is a coroutine: it yields `Write`s (the whole prompt each time, of which the slot's cache keeps the part that is unchanged)
+and is sent what the model wrote. One reply is one `Write`; a turn with tools is several, and all of them keep their slot.
 
 On a CPU, what a row becomes does not depend on the rows beside it, on the batch size or on the number of threads, to the bit: prompts are
 read one at a time, products are made of a number of rows that torch's kernels treat alike (`rows_alike` tries it out), and attention over
@@ -81,39 +81,22 @@ class _Row:
 
 
 class SlotCache:
-    """Keys and values of all slots, [slots, N, S, H] a layer, as the model's blocks extend and read them.
+    """Keys and values of all slots, [slots, N, S, H] a layer, as the model's blocks extend and read them; each layer where its block is.
 
     `select` says which slots and positions the next forward is about.
     """
 
-    def __init__(self, model: CodeGenLM, slots: int):
-        config = model.config
-        self.slots, self.layers = slots, config.n_layer
-        self.shape = (config.n_head, config.n_embd // config.n_head)
-        self.dtype, self.device, self.limit = model.dtype, model.device, config.n_positions
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
+    def __init__(self, slots: int):
+        self.slots, self.length = slots, 0
+        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._slots, self._positions, self._seen = slice(0, 0), torch.zeros(0), 0
 
     def select(self, slots: slice, positions: torch.Tensor, seen: int) -> None:
         """The next forward writes `positions` [B, T] of `slots` and attends to the first `seen` keys; 0: to what it is given alone."""
         self._slots, self._positions, self._seen = slots, positions, seen
-        self._grow(max(seen, int(positions.max()) + 1))
-
-    def _grow(self, length: int) -> None:
-        have = self.keys[0].shape[2] if self.keys else 0
-        if length <= have:
-            return
-        length = -(-length // _GROWTH) * _GROWTH
-        for tensors in (self.keys, self.values):
-            for layer in range(self.layers):
-                # Zeros, not whatever memory holds: a weight of zero times an infinity would be no number.
-                new = torch.zeros(self.slots, self.shape[0], length, self.shape[1], dtype=self.dtype, device=self.device)
-                if have:
-                    new[:, :, :have] = tensors[layer]
-                    tensors[layer] = new
-                else:
-                    tensors.append(new)
+        longest = max(seen, int(positions.max()) + 1)
+        if longest > self.length:
+            self.length = -(-longest // _GROWTH) * _GROWTH
 
     def get_seq_length(self) -> int:
         """For the model, which is told positions and masks, the cache is never the past."""
@@ -121,22 +104,38 @@ class SlotCache:
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores keys and values [B, N, T, H] of the selected positions; returns those to attend to."""
-        place = torch.arange(self._slots.start, self._slots.stop, device=self.device)[:, None]
-        for new, kept in ((keys, self.keys), (values, self.values)):
-            kept[layer][place, :, self._positions] = new.transpose(1, 2)
+        kept = self._room(layer, keys)
+        place = torch.arange(self._slots.start, self._slots.stop, device=keys.device)[:, None]
+        positions = self._positions.to(keys.device)
+        for new, old in zip((keys, values), kept):
+            old[place, :, positions] = new.transpose(1, 2)
         if self._seen == 0:
             return keys, values
-        return self.keys[layer][self._slots, :, : self._seen], self.values[layer][self._slots, :, : self._seen]
+        return kept[0][self._slots, :, : self._seen], kept[1][self._slots, :, : self._seen]
+
+    def _room(self, layer: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tensors of a layer, long enough."""
+        have = self.layers.get(layer)
+        if have is not None and have[0].shape[2] >= self.length:
+            return have
+        # Zeros, not whatever memory holds: a weight of zero times an infinity would be no number.
+        keys, values = (like.new_zeros(self.slots, like.shape[1], self.length, like.shape[3]) for _ in range(2))
+        if have is not None:
+            for new, old in zip((keys, values), have):
+                new[:, :, : old.shape[2]] = old
+        self.layers[layer] = (keys, values)
+        return keys, values
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first keys of a slot to another."""
-        for tensor in (*self.keys, *self.values):
-            tensor[target, :, :length] = tensor[source, :, :length]
+        for pair in self.layers.values():
+            for tensor in pair:
+                tensor[target, :, :length] = tensor[source, :, :length]
 
     @property
     def bytes(self) -> int:
         """Memory it takes."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+        return sum(tensor.nbytes for pair in self.layers.values() for tensor in pair)
 
 
 class Decoder:
@@ -178,12 +177,17 @@ class Decoder:
         self.multiple = multiple or 1
         self.cached_attention = "eager" if on_cpu else "sdpa"
         slots = -(-batch_size // self.multiple) * self.multiple
-        self.cache = SlotCache(model, slots)
+        self.cache = SlotCache(slots)
+        self.positions: int = model.config.n_positions
         self.held = torch.zeros(slots, model.config.vocab_size, dtype=torch.bool, device=self.device)
         self.rows: list[_Row] = []
         self.tokens = self.prompt_tokens = 0
         self.on_token: Callable[[int, int], None] | None = None
         """Called with the number of a row and each id that it writes, stops left out."""
+        self.keep_cache = False
+        """Let a task begin with what the last one left in the slot: for the turns of one chat. A prompt then gives the same reply to the
+        bit only after the same turns."""
+        self._left: dict[int, list[int]] = {}
 
     def run(self, tasks: Iterable[tuple[int, Task[_Result]]]) -> Iterator[tuple[int, _Result]]:
         """Runs numbered tasks; gives the number and the result of each as it ends.
@@ -191,7 +195,9 @@ class Decoder:
         The number, not the order, decides the draws of a row.
         """
         waiting = iter(tasks)
-        self.rows = []
+        if self.rows:
+            # A run that was left in its middle: what its slots hold is nobody's.
+            self.rows, self._left = [], {}
         more = True
         with torch.inference_mode():
             while True:
@@ -200,7 +206,8 @@ class Decoder:
                     if task is None:
                         more = False
                         break
-                    self.rows.append(_Row(number, task))
+                    left = self._left.pop(len(self.rows), []) if self.keep_cache else []
+                    self.rows.append(_Row(number, task, left))
                     yield from self._advance(self.rows[-1], None)
                 if not self.rows:
                     return
@@ -240,6 +247,7 @@ class Decoder:
             self.held[slot] = self.held[len(self.rows) - 1]
             self.rows[slot] = last
         self.rows.pop()
+        self._left = {len(self.rows): row.cached} if self.keep_cache else {}
 
     def _read(self, row: _Row) -> torch.Tensor:
         """Reads a prompt, but for what the slot holds of it already; logits [1, V] after its last id."""
@@ -250,7 +258,7 @@ class Decoder:
             kept += 1
         new = prompt[kept:]
         # Padding behind the prompt is seen by no token of it, and what it leaves in the cache is overwritten.
-        padded = max(len(new), min(-(-len(new) // _PROMPT_ALIKE) * _PROMPT_ALIKE, self.cache.limit - kept))
+        padded = max(len(new), min(-(-len(new) // _PROMPT_ALIKE) * _PROMPT_ALIKE, self.positions - kept))
         ids = torch.tensor([new + [prompt[-1]] * (padded - len(new))], device=self.device)
         positions = torch.arange(kept, kept + padded, device=self.device)[None]
         seen = self._round(kept + padded) if kept else 0

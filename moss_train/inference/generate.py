@@ -1,152 +1,171 @@
-"""Answers from a model directory: the prompt is built with the same table that training rows are, one turn after another.
+"""Answers from a model directory: to one question, to a file of them, to dialogues, or in the terminal.
 
-A reply is generated up to `<eom>`. Openings are written here, never by the model, since training puts no loss on them. With `thoughts` the
-model first writes `Inner Thoughts` up to `<eot>` and `Commands` up to `<eoc>`.
+Under a launcher the ranks share the questions; which rank answers one, and beside which others, does not change the answer.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import sys
-from dataclasses import replace
+import time
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.distributed as dist
 
-from moss_train.artifacts import lineage
-from moss_train.config import Plugin
-from moss_train.data.dialogue import KIND_BY_NAME, Dialogue, Turn, meta_instruction
+from moss_train import files
+from moss_train.data.dialogue import Dialogue, Turn
 from moss_train.data.formats import parse
 from moss_train.data.records import read_records
-from moss_train.data.render import render_prompt
-from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import DataError, UsageError
 from moss_train.inference.config import GenerateConfig
-from moss_train.model.attention import resolve_backend
-from moss_train.model.codegen import CodeGenLM, set_attention
-from moss_train.model.loading import load_model
+from moss_train.inference.speaker import Speaker, default_system
+from moss_train.inference.turns import Reply
+
+_log = logging.getLogger("moss_train")
+_TIMEOUT = timedelta(hours=24)
+"""A rank may have this much less to write than another."""
 
 
-def load(config: GenerateConfig) -> tuple[CodeGenLM, MossTokenizer, torch.device]:
-    """The model, ready to generate on the GPU where there is one, and its tokenizer."""
-    directory = Path(config.model)
-    dtypes: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    model = load_model(directory, dtype=dtypes[config.dtype.value], allow_pickle=config.allow_pickle)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backend, _ = resolve_backend(config.attention.value, device, model.dtype, model.config.n_embd // model.config.n_head)
-    set_attention(model, backend)
-    return model.to(device).eval(), MossTokenizer.load(directory), device
+def questions(config: GenerateConfig) -> list[str]:
+    """The question of `prompt`, or those of the file.
 
-
-NONE = " None"
-"""Content of a segment in which nothing is thought, called or returned, as in the published data."""
-
-
-def training_details(directory: Path) -> dict[str, Any]:
-    """What the lineage of a model tells of the rows it was trained on; empty for a directory made elsewhere."""
-    details: dict[str, Any] = (lineage.read(directory) or {}).get("details") or {}
-    return details
-
-
-class Generator:
-    """Writes the segments of a turn.
-
-    Args:
-        model: In evaluation mode, on its device.
-        tokenizer: That of the model.
-        config: Sampling values.
+    Raises:
+        UsageError: A question is empty.
+        DataError: The file cannot be read, or holds none.
     """
-
-    def __init__(self, model: CodeGenLM, tokenizer: MossTokenizer, config: GenerateConfig):
-        self.model, self.tokenizer, self.config = model, tokenizer, config
-        # A turn should look like those trained on. Without a lineage it is the form published for the plain model: no middle segments.
-        self.middle_segments = bool(training_details(Path(config.model)).get("middle_segments"))
-
-    def reply(self, dialogue: Dialogue) -> Turn:
-        """The last turn of `dialogue`, whose human part is given, with what the model writes in it."""
-        turn = replace(dialogue.turns[-1], thoughts=None, commands=None, results=None, moss=None)
-        if self.middle_segments and not self.config.thoughts:
-            turn = replace(turn, thoughts=NONE, commands=NONE, results=NONE)
-        if self.config.thoughts:
-            turn = self._write(dialogue, turn, "thoughts")
-            turn = self._write(dialogue, turn, "commands")
-            turn = replace(turn, results=NONE)
-        return self._write(dialogue, turn, "moss")
-
-    def _write(self, dialogue: Dialogue, turn: Turn, segment: str) -> Turn:
-        """`turn` with the content of one more segment, generated up to its terminator."""
-        so_far = replace(dialogue, turns=(*dialogue.turns[:-1], turn))
-        ids = render_prompt(so_far, self.tokenizer, segment)
-        end = self.tokenizer.control_ids[KIND_BY_NAME[segment].control]
-        room = self.model.config.n_positions - len(ids)
-        if room < 1:
-            raise UsageError(f"the prompt has {len(ids)} tokens, the model covers {self.model.config.n_positions}; shorten the dialogue")
-        new = self._generate(ids, end, min(room, self.config.max_new_tokens))
-        content: dict[str, Any] = {segment: self.tokenizer.decode(new)}
-        return replace(turn, **content)
-
-    def _generate(self, ids: list[int], end: int, max_new_tokens: int) -> list[int]:
-        """Ids up to, and without, `end`."""
-        config = self.config
-        sampling: dict[str, Any] = {"do_sample": False}
-        if config.temperature > 0:
-            sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
-        # No control or tag but the terminator of this segment may be written; an id beyond the tokenizer has no text.
-        tokenizer = self.tokenizer
-        forbidden = sorted((tokenizer.special_ids | set(range(tokenizer.size, self.model.config.vocab_size))) - {end})
-        inputs = torch.tensor([ids], device=self.model.device)
-        torch.manual_seed(config.seed)
-        with torch.inference_mode():
-            output = self.model.generate(
-                inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=max_new_tokens,
-                eos_token_id=end,
-                pad_token_id=tokenizer.endoftext,
-                repetition_penalty=config.repetition_penalty,
-                suppress_tokens=forbidden,
-                **sampling,
-            )
-        new: list[int] = output[0, len(ids) :].tolist()
-        return new[: new.index(end)] if end in new else new
-
-
-def default_system(directory: Path, thoughts: bool, plugins: list[Plugin]) -> str:
-    """The meta instruction of a prompt that names none.
-
-    With plugins: MOSS's, with their switches on. Else the one the model was trained with most, as its lineage tells, or MOSS's.
-    """
-    if plugins:
-        return meta_instruction(**({plugin.value: True for plugin in plugins} | ({"inner_thoughts": True} if thoughts else {})))
-    text: str = training_details(directory).get("meta_instruction") or meta_instruction()
-    return text.replace("- Inner thoughts: disabled.", "- Inner thoughts: enabled.") if thoughts else text
-
-
-def dialogues_to_answer(config: GenerateConfig) -> list[Dialogue]:
-    """One dialogue made of the prompt, or those of the file."""
     if config.prompt is not None:
         if not config.prompt.strip():
             raise UsageError("prompt is empty; ask something")
-        system = default_system(Path(config.model), config.thoughts, config.plugins) if config.system is None else config.system
-        if system and not system.endswith("\n"):
-            system += "\n"
-        return [Dialogue(id="prompt", meta_instruction=system, turns=(Turn(human=f" {config.prompt.strip()}"),), origin="prompt")]
-    dialogues = [parse(record.value, record.origin, open_end=True) for record in read_records(config.dialogue or "")]
-    if not dialogues:
-        raise DataError(f"{config.dialogue} holds no dialogue")
-    return dialogues
+        return [config.prompt]
+    path = Path(config.prompts or "")
+    if path.suffix.lower() in (".txt", ""):
+        try:
+            found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"prompts={path} cannot be read: {error}") from error
+    else:
+        found = []
+        for record in read_records(str(path)):
+            value = record.value.get("prompt") if isinstance(record.value, dict) else None
+            if not isinstance(value, str) or not value.strip():
+                raise DataError(f'{record.origin}: expected an object with a text under "prompt", found {str(record.value)[:80]}')
+            found.append(value)
+    if not found:
+        raise DataError(f"prompts={path} holds no question")
+    return found
+
+
+def dialogues_to_answer(config: GenerateConfig) -> list[Dialogue]:
+    """A dialogue of each question, or those of the file."""
+    if config.dialogue is not None:
+        dialogues = [parse(record.value, record.origin, open_end=True) for record in read_records(config.dialogue)]
+        if not dialogues:
+            raise DataError(f"{config.dialogue} holds no dialogue")
+        return dialogues
+    system = system_text(config)
+    asked = questions(config)
+    name = "prompt" if config.prompts is None else config.prompts
+    return [
+        Dialogue(str(number), system, (Turn(human=f" {text.strip()}"),), origin=f"{name}:{number + 1}") for number, text in enumerate(asked)
+    ]
+
+
+def system_text(config: GenerateConfig) -> str:
+    """The meta instruction for questions."""
+    text = default_system(Path(config.model), config.writes_thoughts, config.plugins) if config.system is None else config.system
+    return text + "\n" if text and not text.endswith("\n") else text
+
+
+def to_record(dialogue: Dialogue, number: int, reply: Reply) -> dict[str, Any]:
+    """A reply as a line of `out`."""
+    run = reply.tool_run
+    return {
+        "index": number,
+        "origin": dialogue.origin,
+        "prompt": dialogue.turns[-1].human.strip(),
+        "reply": reply.moss.strip(),
+        "thoughts": reply.thoughts,
+        "commands": reply.commands,
+        "results": reply.results,
+        "finish": "stop" if reply.finished else "length",
+        "tokens": reply.tokens,
+        "log_probability": reply.log_probability,
+        "repaired": reply.repaired,
+        "dropped_turns": reply.dropped_turns,
+        "citations_beyond": reply.citations_beyond,
+        "tool_problems": list(run.problems) if run else [],
+    }
+
+
+def _in_order(replies: Iterator[tuple[int, Reply]], numbers: list[int]) -> Iterator[tuple[int, Reply]]:
+    """Replies in the order of their numbers, each as soon as those before it are there."""
+    waiting: dict[int, Reply] = {}
+    order = iter(numbers)
+    wanted = next(order, None)
+    for number, reply in replies:
+        waiting[number] = reply
+        while wanted in waiting:
+            yield wanted, waiting.pop(wanted)
+            wanted = next(order, None)
+
+
+def _print(dialogue: Dialogue, reply: Reply, config: GenerateConfig, alone: bool) -> None:
+    if not alone:
+        print(f"[{dialogue.origin}] {dialogue.turns[-1].human.strip()}")
+    if config.writes_thoughts and config.show_thoughts:
+        print(f"Inner Thoughts:{reply.thoughts}\nCommands:{reply.commands}\nResults:{reply.results}")
+        for problem in reply.tool_run.problems if reply.tool_run else ():
+            print(f"(tool: {problem})")
+    print(reply.moss.strip(), flush=True)
 
 
 def main(config: GenerateConfig) -> None:
-    """Prints a reply for the prompt, or for the last turn of each dialogue: the job behind `scripts/generate.py`."""
+    """Answers: the job behind `scripts/generate.py`."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if config.chat:
+        from moss_train.inference.terminal import chat
+
+        chat(Speaker(config, 1), system_text(config))
+        return
+    out = Path(config.out) if config.out is not None else None
+    if out is not None and out.exists():
+        raise UsageError(f"out={out} exists; name another file, or remove it")
     dialogues = dialogues_to_answer(config)
-    model, tokenizer, _ = load(config)
-    generator = Generator(model, tokenizer, config)
-    for dialogue in dialogues:
-        turn = generator.reply(dialogue)
-        if len(dialogues) > 1 or config.dialogue is not None:
-            print(f"[{dialogue.origin}] {turn.human.strip() if turn.human else ''}")
-        if config.thoughts:
-            print(f"Inner Thoughts:{turn.thoughts}\nCommands:{turn.commands}")
-        print((turn.moss or "").strip())
-        sys.stdout.flush()
+    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    mine = list(range(rank, len(dialogues), ranks))
+    if rank != 0:
+        _log.setLevel(logging.WARNING)
+    speaker = Speaker(config, min(config.batch_size, max(1, len(mine))))
+    started = time.perf_counter()
+    replies = _in_order(speaker.reply_all((number, dialogues[number]) for number in mine), mine)
+    if ranks == 1 and out is None:
+        for number, reply in replies:
+            _print(dialogues[number], reply, config, alone=config.prompt is not None)
+        return
+    found = _gather(list(replies), rank, ranks) if ranks > 1 else list(replies)
+    if rank != 0:
+        return
+    if out is None:
+        for number, reply in found:
+            _print(dialogues[number], reply, config, alone=config.prompt is not None)
+        return
+    lines = [json.dumps(to_record(dialogues[number], number, reply), ensure_ascii=False) + "\n" for number, reply in found]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files.replace_content(out, "".join(lines).encode(errors="replace"))
+    seconds = time.perf_counter() - started
+    tokens = sum(reply.tokens for _, reply in found)
+    _log.info(f"{len(found)} replies, {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:,.0f} tokens/s) -> {out}")
+
+
+def _gather(own: list[tuple[int, Reply]], rank: int, ranks: int) -> list[tuple[int, Reply]]:
+    """The replies of all ranks in order, on rank 0."""
+    dist.init_process_group("gloo", timeout=_TIMEOUT)
+    every: list[Any] = [None] * ranks
+    dist.gather_object(own, every if rank == 0 else None)
+    dist.destroy_process_group()
+    return sorted((pair for part in every if part for pair in part), key=lambda pair: pair[0])

@@ -129,7 +129,9 @@ def check_weights(directory: str | Path, config: CodeGenConfig, allow_pickle: bo
         )
 
 
-def load_model(directory: str | Path, dtype: torch.dtype | Literal["auto"], allow_pickle: bool = False) -> CodeGenLM:
+def load_model(
+    directory: str | Path, dtype: torch.dtype | Literal["auto"], allow_pickle: bool = False, device_map: str | None = None
+) -> CodeGenLM:
     """Check a directory and load it.
 
     Under ZeRO-3 (a live `HfDeepSpeedConfig`, process group initialised before it) the model is built partitioned and filled one module at
@@ -139,6 +141,7 @@ def load_model(directory: str | Path, dtype: torch.dtype | Literal["auto"], allo
         directory: Stock CodeGen, published MOSS, or one of ours.
         dtype: Type of the weights, whatever the files have; `auto` keeps that of the files.
         allow_pickle: Whether `.bin` files may be opened (restricted to tensors).
+        device_map: `auto` spreads the layers over the GPUs (and, beyond them, the CPU), for inference; None loads to the CPU.
 
     Returns:
         The model, in training mode.
@@ -162,6 +165,7 @@ def load_model(directory: str | Path, dtype: torch.dtype | Literal["auto"], allo
             use_safetensors=files[0].suffix == ".safetensors",
             weights_only=True,
             output_loading_info=True,
+            device_map=device_map,
         )
     finally:
         if quiet:
@@ -171,6 +175,20 @@ def load_model(directory: str | Path, dtype: torch.dtype | Literal["auto"], allo
         raise CheckpointError(f"{directory}: transformers could not load every weight, although names and shapes agree: {wrong}")
     loaded: CodeGenLM = model
     return loaded.train()
+
+
+def stored_dtype(directory: str | Path, allow_pickle: bool = False) -> torch.dtype:
+    """Number format of the stored output projection, which `load_model(dtype="auto")` keeps.
+
+    Raises:
+        CheckpointError: There are no weights, or they cannot be read.
+    """
+    _, stored, problems = _read_headers(Path(directory), allow_pickle)
+    head = stored.get("lm_head.weight")
+    if head is None or head.dtype not in FLOAT_TYPES:
+        problems = problems or ["lm_head.weight is missing, or is not of a floating type"]
+        raise _error(Path(directory), problems, "every shard of the weights must be there")
+    return next(dtype for dtype, name in _TORCH_TYPES.items() if name == head.dtype)
 
 
 def _read_config_json(directory: Path) -> dict[str, Any]:
@@ -195,6 +213,11 @@ def _quantisation(raw: dict[str, Any]) -> str | None:
         return f"quantization_config {raw['quantization_config'].get('quant_method', '')}".strip()
     wbits = raw.get("wbits")
     return f"wbits {wbits}" if isinstance(wbits, int) and wbits < 16 else None
+
+
+def weight_files(directory: str | Path) -> list[Path]:
+    """The files that hold the weights, all safetensors or all `.bin`."""
+    return _find_weights(Path(directory))[0]
 
 
 def _find_weights(directory: Path) -> tuple[list[Path], dict[str, str] | None]:

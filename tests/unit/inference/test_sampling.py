@@ -39,7 +39,9 @@ def test_probabilities_are_those_of_transformers(sampling: Sampling) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, VOCABULARY, generator=generator) * 3
     rows = torch.randint(VOCABULARY, (3, 20), generator=generator)
-    rules = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty), TemperatureLogitsWarper(sampling.temperature)])
+    rules = LogitsProcessorList(
+        [RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty), TemperatureLogitsWarper(sampling.temperature)]
+    )
     if sampling.top_k:
         rules.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
@@ -79,7 +81,9 @@ def test_a_row_draws_the_same_beside_any_others() -> None:
     logits, rows = torch.randn(8, VOCABULARY, generator=generator), torch.randint(VOCABULARY, (8, 6), generator=generator)
     draws = [uniform(row_key(3, row), 5) for row in range(8)]
     together, _ = choose(logits, held_of(rows), NOTHING, draws, Sampling())
-    alone = [choose(logits[row : row + 1], held_of(rows[row : row + 1]), NOTHING, draws[row : row + 1], Sampling())[0][0] for row in range(8)]
+    alone = [
+        choose(logits[row : row + 1], held_of(rows[row : row + 1]), NOTHING, draws[row : row + 1], Sampling())[0][0] for row in range(8)
+    ]
     assert together == alone
     equal, _ = choose(torch.zeros(2, VOCABULARY), held_of(rows[:2]), NOTHING, [0.0, 0.0], Sampling(top_k=3, repetition_penalty=1.0))
     assert equal[0] == equal[1]

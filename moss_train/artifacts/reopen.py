@@ -1,0 +1,168 @@
+"""Whether an export, opened again by stock transformers, computes what the model did.
+
+A fixed prompt goes through the model's own blocks while the parameters pass by on their way to the files, and then through the stock class
+filled from the files. Both take a layer at a time, in float32, so neither needs more memory than a layer and the embeddings.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from moss_train.artifacts.layouts import STOCK_CLASSES
+from moss_train.errors import CheckpointError
+from moss_train.model.block import Block
+from moss_train.model.rotary import build_rotary_table
+
+TOLERANCE = 1e-4
+"""Largest difference of logits, as a share of the largest logit: two orders of sums in float32 through tens of layers."""
+
+
+class Tracer:
+    """The model's logits for a prompt, from its parameters one after another in any order.
+
+    Args:
+        model_config: The model's `CodeGenConfig`.
+        ids: The prompt.
+    """
+
+    def __init__(self, model_config: Any, ids: list[int]):
+        self.config, self.ids = model_config, torch.tensor(ids)
+        self._held: dict[str, torch.Tensor] = {}
+        self._hidden: torch.Tensor | None = None
+        self._layer = 0
+        with torch.device("meta"):
+            self._names = list(Block(model_config, 0).state_dict())
+        self.logits: torch.Tensor | None = None
+        """float32 [T, V], when every parameter has passed."""
+
+    def feed(self, name: str, tensor: torch.Tensor) -> None:
+        """Takes in a parameter, and goes as far as the parameters so far allow."""
+        if name == "transformer.wte.weight":
+            self._hidden = tensor[self.ids].float()[None]
+        else:
+            self._held[name] = tensor.detach().float()
+        with torch.no_grad():
+            while self._hidden is not None and self._layer < self.config.n_layer and self._block_is_whole():
+                self._hidden = self._run_block()
+                self._layer += 1
+            if self._layer == self.config.n_layer and len(self._held) == 4 and self._hidden is not None:
+                shape = (self.config.n_embd,)
+                weight, bias = self._held["transformer.ln_f.weight"], self._held["transformer.ln_f.bias"]
+                normed = nn.functional.layer_norm(self._hidden, shape, weight, bias, self.config.layer_norm_epsilon)
+                self.logits = nn.functional.linear(normed, self._held["lm_head.weight"], self._held["lm_head.bias"])[0]
+
+    def _prefix(self) -> str:
+        return f"transformer.h.{self._layer}."
+
+    def _block_is_whole(self) -> bool:
+        return all(self._prefix() + name in self._held for name in self._names)
+
+    def _run_block(self) -> torch.Tensor:
+        assert self._hidden is not None
+        with torch.device("meta"):
+            block = Block(self.config, 0)
+        state = {name: self._held.pop(self._prefix() + name) for name in self._names}
+        block.load_state_dict(state, assign=True)
+        table = build_rotary_table(self.config.n_positions, self.config.rotary_dim)
+        sin, cos = table[torch.arange(len(self.ids))][None, :, None, :].chunk(2, dim=-1)
+        hidden: torch.Tensor = block.eval()(self._hidden, sin=sin, cos=cos, backend="eager")
+        return hidden
+
+
+def reopened_logits(directory: Path, ids: list[int], layout: str) -> torch.Tensor:
+    """float32 [T, V]: what the stock class makes of the files of an export.
+
+    Args:
+        directory: With config.json and safetensors.
+        ids: The prompt.
+        layout: Of the export.
+
+    Raises:
+        CheckpointError: Its configuration names another class, or a parameter of the stock class is not in the files.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+    if config.architectures != [STOCK_CLASSES[layout]]:
+        raise CheckpointError(f"{directory}: config.json names {config.architectures}, expected {STOCK_CLASSES[layout]}")
+    files = _Files(directory)
+    layers = config.n_layer
+    single = copy.deepcopy(config)
+    single.n_layer, single.use_cache, single.dtype = 1, False, torch.float32
+    model = getattr(transformers, STOCK_CLASSES[layout])(single).eval()
+    trunk, last_norm = model.transformer, model.transformer.ln_f
+    hidden = files.get("transformer.wte.weight")[torch.tensor(ids)].float()[None]
+    # The stock trunk with one layer and no last norm is that layer, masks and positions included.
+    trunk.ln_f = nn.Identity()
+    with torch.no_grad():
+        for layer in range(layers):
+            for name, parameter in trunk.h[0].named_parameters():
+                parameter.copy_(files.get(f"transformer.h.{layer}.{name}"))
+            hidden = trunk(inputs_embeds=hidden).last_hidden_state
+        last_norm.load_state_dict({name: files.get(f"transformer.ln_f.{name}").float() for name in ("weight", "bias")})
+        weight, bias = (files.get(f"lm_head.{name}").float() for name in ("weight", "bias"))
+        logits: torch.Tensor = nn.functional.linear(last_norm(hidden), weight, bias)[0]
+    return logits
+
+
+class _Files:
+    """Tensors of the sharded safetensors of a directory, by name."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        self.weight_map: dict[str, str] = index["weight_map"]
+
+    def get(self, name: str) -> torch.Tensor:
+        if name not in self.weight_map:
+            raise CheckpointError(f"{self.directory}: {name} is not among the weights")
+        with safe_open(self.directory / self.weight_map[name], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+
+def compare(expected: torch.Tensor, found: torch.Tensor, directory: Path) -> float:
+    """The largest difference of two sets of logits, as a share of the largest logit.
+
+    Raises:
+        CheckpointError: It is more than rounding.
+    """
+    difference = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-6))
+    # Written this way round, so that what is not a number fails.
+    if not difference <= TOLERANCE:
+        raise CheckpointError(
+            f"{directory}: opened again, the export gives logits that differ from the model's by {difference:.1e} of the largest; "
+            f"expected at most {TOLERANCE:.0e}. It is not kept; the disk or the memory may be damaged"
+        )
+    return difference
+
+
+def iterate_parameters(directory: Path, files: list[Path], names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters from the files of a model directory, one at a time, in the order of `names`; memory is that of one.
+
+    Args:
+        directory: The model's.
+        files: Its weights, all safetensors or all `.bin`, which were checked.
+        names: The model's parameters.
+    """
+    if files[0].suffix == ".safetensors":
+        place: dict[str, Path] = {}
+        for file in files:
+            with safe_open(file, framework="pt") as reader:
+                place |= dict.fromkeys(reader.keys(), file)
+        for name in names:
+            with safe_open(place[name], framework="pt") as reader:
+                yield name, reader.get_tensor(name)
+        return
+    # Mapped, not read: a value is loaded when it is touched.
+    states = [torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files]
+    for name in names:
+        yield name, next(state[name] for state in states if name in state)

@@ -1,0 +1,74 @@
+"""How much memory inference takes, before anything is loaded.
+
+weights + keys and values of all slots + the largest working set: the logits of a step, or a prompt's activations.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moss_train.model.shapes import count_parameters
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that inference takes, by purpose."""
+
+    weights: int
+    cache: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.working
+
+    def describe(self, slots: int, positions: int) -> str:
+        """One line for people."""
+        return (
+            f"memory: about {self.total / GIB:.2f} GiB at most: weights {self.weights / GIB:.2f}, keys and values of {slots} x "
+            f"{positions:,} tokens {self.cache / GIB:.2f}, working set {self.working / GIB:.2f}"
+        )
+
+
+def predict(config: Any, dtype: torch.dtype, slots: int, positions: int | None = None) -> Memory:
+    """What `slots` rows of up to `positions` tokens take.
+
+    Keys and values are 2 * layers * hidden_size values a token. The working set is bounded by a prompt that fills all positions: about
+    twelve hidden states a token are alive in a block (residual, its norm, q, k, v, the MLP's inner layer), and by the logits of a step
+    in float32, of which sampling holds four copies.
+
+    Args:
+        config: Of the model.
+        dtype: Of the weights.
+        slots: Rows at once.
+        positions: Tokens of a row; by default all that the model covers.
+    """
+    positions = config.n_positions if positions is None else positions
+    inner = (config.n_inner or 4 * config.n_embd) // config.n_embd
+    prompt = positions * config.n_embd * (8 + 2 * inner) * max(dtype.itemsize, 2)
+    logits = 4 * slots * config.vocab_size * 4
+    return Memory(
+        weights=count_parameters(config) * dtype.itemsize,
+        cache=2 * config.n_layer * config.n_embd * positions * slots * dtype.itemsize,
+        working=max(prompt, logits),
+    )
+
+
+def available(device: torch.device) -> int:
+    """Free bytes of a device: of all GPUs together for CUDA, of the machine for the CPU."""
+    if device.type == "cuda":
+        return sum(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count()))
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = next((line for line in file if line.startswith("MemAvailable")), None)
+    except OSError:
+        found = None
+    return int(found.split()[1]) * 1024 if found else pages

@@ -1,0 +1,133 @@
+"""A model that can be talked to: loaded, with its tokenizer, its decoder and its tools."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moss_train.artifacts import lineage
+from moss_train.config import Plugin
+from moss_train.data.dialogue import Dialogue, Turn, meta_instruction
+from moss_train.data.tokenizer import MossTokenizer
+from moss_train.errors import CheckpointError, OutOfMemoryError
+from moss_train.inference import memory
+from moss_train.inference.config import DeviceMap, GenerateConfig
+from moss_train.inference.decoder import Decoder, Task
+from moss_train.inference.plugins import make_toolbox
+from moss_train.inference.sampling import Sampling
+from moss_train.inference.transcript import Transcript
+from moss_train.inference.turns import Reply, Style, write_turn
+from moss_train.model.attention import resolve_backend
+from moss_train.model.codegen import CodeGenLM
+from moss_train.model.linear import widens
+from moss_train.model.loading import load_model, read_model_config, stored_dtype
+
+_log = logging.getLogger("moss_train")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def training_details(directory: Path) -> dict[str, Any]:
+    """What the lineage of a model tells of the rows it was trained on; empty for a directory made elsewhere."""
+    details: dict[str, Any] = (lineage.read(directory) or {}).get("details") or {}
+    return details
+
+
+def default_system(directory: Path, thoughts: bool, plugins: list[Plugin]) -> str:
+    """The meta instruction of a prompt that names none.
+
+    With plugins: MOSS's, with their switches on. Else the one the model was trained with most, as its lineage tells, or MOSS's.
+    """
+    if plugins:
+        return meta_instruction(**({plugin.value: True for plugin in plugins} | ({"inner_thoughts": True} if thoughts else {})))
+    text: str = training_details(directory).get("meta_instruction") or meta_instruction()
+    return text.replace("- Inner thoughts: disabled.", "- Inner thoughts: enabled.") if thoughts else text
+
+
+class Speaker:
+    """Writes replies with one model.
+
+    Args:
+        config: Settings.
+        batch_size: Replies at once.
+
+    Raises:
+        CheckpointError: The model cannot be loaded, or its tokenizer does not fit it.
+        OutOfMemoryError: It needs more memory than there is.
+    """
+
+    def __init__(self, config: GenerateConfig, batch_size: int):
+        self.config = config
+        directory = Path(config.model)
+        self.device = _device()
+        model_config = read_model_config(directory)
+        dtype = _DTYPES.get(config.dtype.value) or _fitting(stored_dtype(directory, config.allow_pickle), self.device)
+        self.memory = memory.predict(model_config, dtype, batch_size)
+        _log.info(self.memory.describe(batch_size, model_config.n_positions))
+        free = memory.available(self.device)
+        if self.memory.weights > free and config.device_map is DeviceMap.single:
+            raise OutOfMemoryError(
+                f"the weights of {directory} take {self.memory.weights / memory.GIB:.1f} GiB as {dtype}, {free / memory.GIB:.1f} GiB are "
+                f"free on {self.device.type}; take a smaller number format (dtype=bf16) or, with GPUs, device_map=auto"
+            )
+        spread = "auto" if config.device_map is DeviceMap.auto else None
+        model = load_model(directory, dtype=dtype, allow_pickle=config.allow_pickle, device_map=spread)
+        self.model: CodeGenLM = (model if spread else model.to(self.device)).eval()
+        self.tokenizer = MossTokenizer.load(directory)
+        rows = self.model.config.vocab_size
+        if self.tokenizer.size > rows:
+            raise CheckpointError(
+                f"{directory}: the tokenizer uses {self.tokenizer.size} ids, the model has {rows} rows; they do not match"
+            )
+        backend, _ = resolve_backend(config.attention.value, self.model.device, dtype, self.model.config.n_embd // self.model.config.n_head)
+        sampling = Sampling(config.temperature, config.top_p, config.top_k, config.repetition_penalty)
+        controls = set(self.tokenizer.control_ids.values()) | {self.tokenizer.endoftext}
+        # Tags, and ids beyond the tokenizer, have no place in a reply.
+        forbidden = self.tokenizer.special_ids | set(range(self.tokenizer.size, rows))
+        self.decoder = Decoder(self.model, controls, forbidden, sampling, config.seed, batch_size, backend)
+        tools = config.tools
+        self.toolbox = make_toolbox(
+            search_url=tools.search_url, image_url=tools.image_url, image_directory=Path(tools.image_directory), allow=tools.allow
+        )
+        # A turn should look like those trained on. Without a lineage it is the form published for the plain model: no middle segments.
+        plain = Style.empty if training_details(directory).get("middle_segments") else Style.plain
+        self.style = Style.thoughts if config.writes_thoughts else plain
+
+    def transcript(self, dialogue: Dialogue) -> Transcript:
+        """A dialogue as far as it goes: of the last turn the human part alone."""
+        transcript = Transcript(self.tokenizer, dialogue.meta_instruction)
+        for turn in dialogue.turns[:-1]:
+            transcript.begin(turn)
+        transcript.begin(Turn(human=dialogue.turns[-1].human))
+        return transcript
+
+    def turn(self, transcript: Transcript, first_number: int = 1) -> Task[Reply]:
+        """The task that writes the last turn of a transcript."""
+        toolbox = self.toolbox if self.config.tools.run else None
+        positions = self.model.config.n_positions
+        return write_turn(transcript, self.style, self.config.max_new_tokens, positions, toolbox, first_number)
+
+    def reply_all(self, dialogues: Iterable[tuple[int, Dialogue]]) -> Iterator[tuple[int, Reply]]:
+        """Replies to numbered dialogues, in the order in which they end."""
+        return self.decoder.run((number, self.turn(self.transcript(dialogue))) for number, dialogue in dialogues)
+
+
+def _device() -> torch.device:
+    """The GPU of this rank, or the CPU, whose cores the ranks of a machine share."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        return torch.device("cuda", local % torch.cuda.device_count())
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+    if beside > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))
+    return torch.device("cpu")
+
+
+def _fitting(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The stored number format, or float32 where a processor can only pretend to multiply it."""
+    slow = device.type == "cpu" and (dtype == torch.float16 or widens(torch.empty(0, dtype=dtype)))
+    return torch.float32 if slow else dtype

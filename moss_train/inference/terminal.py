@@ -1,0 +1,173 @@
+"""A dialogue in the terminal: replies appear as they are written, tools run in between."""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import sys
+
+from rich.console import Console
+from rich.markup import escape
+
+from moss_train.data.dialogue import Turn
+from moss_train.errors import UsageError
+from moss_train.inference.decoder import Task
+from moss_train.inference.speaker import Speaker
+from moss_train.inference.transcript import Transcript
+from moss_train.inference.turns import Reply
+
+HELP = """\
+  /new        begin a new dialogue
+  /thoughts   show or hide inner thoughts, commands and results
+  /tools      run tools, or do not
+  /system     show the meta instruction
+  /quit       leave (also Ctrl-D); Ctrl-C stops a reply"""
+_STYLES = {"Inner Thoughts": "italic dim", "Commands": "cyan", "MOSS": ""}
+_LABELS = {"Inner Thoughts": "thinks", "Commands": "calls", "MOSS": "MOSS"}
+
+_log = logging.getLogger("moss_train")
+
+
+class _Screen:
+    """Prints what is written, segment by segment."""
+
+    def __init__(self, speaker: Speaker, console: Console, show_thoughts: bool):
+        self.speaker, self.console, self.show_thoughts = speaker, console, show_thoughts
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._segment, self._begun = "", False
+
+    def open(self, segment: str) -> None:
+        """A segment begins."""
+        self._segment, self._begun = segment, False
+        self._decoder.reset()
+
+    def token(self, _: int, token: int) -> None:
+        """An id was written: its text, as far as its characters are complete."""
+        text = self._decoder.decode(self.speaker.tokenizer.token_bytes(token))
+        if not text or not self._shown(self._segment):
+            return
+        if not self._begun:
+            text = text.lstrip()
+            if not text:
+                return
+            self.console.print(f"[bold]{_LABELS[self._segment]:>7}[/] ", end="")
+            self._begun = True
+        self.console.print(escape(text), style=_STYLES[self._segment], end="", soft_wrap=True, highlight=False)
+
+    def close(self) -> None:
+        """The segment has ended."""
+        if self._begun:
+            self.console.print()
+        self._begun = False
+
+    def results(self, text: str | None) -> None:
+        """What the tools found."""
+        if self._shown("Results") and text is not None and text.strip() != "None":
+            for number, line in enumerate(text.strip().splitlines()):
+                self.console.print(
+                    f"[bold]{'tools' if number == 0 else '':>7}[/] [green]{escape(line)}[/]", soft_wrap=True, highlight=False
+                )
+
+    def _shown(self, segment: str) -> bool:
+        return segment == "MOSS" or self.show_thoughts
+
+
+def chat(speaker: Speaker, system: str) -> None:
+    """Reads messages from standard input, and answers each, until the input ends.
+
+    Args:
+        speaker: Of one slot.
+        system: Meta instruction.
+    """
+    console = Console(highlight=False)
+    screen = _Screen(speaker, console, speaker.config.show_thoughts)
+    speaker.decoder.on_token = screen.token
+    speaker.decoder.keep_cache = True
+    interactive = sys.stdin.isatty()
+    transcript, numbered, turns = Transcript(speaker.tokenizer, system), 1, 0
+    if interactive:
+        console.print("Type a message; /help tells what else there is.", style="dim")
+    while True:
+        message = _read(console, interactive)
+        if message is None or message in ("/quit", "/exit"):
+            return
+        if message.startswith("/"):
+            if message == "/new":
+                transcript, numbered = Transcript(speaker.tokenizer, system), 1
+                console.print("a new dialogue", style="dim")
+            elif message == "/thoughts":
+                screen.show_thoughts = not screen.show_thoughts
+                console.print(f"inner thoughts are {'shown' if screen.show_thoughts else 'hidden'}", style="dim")
+            elif message == "/tools":
+                speaker.config.tools.run = not speaker.config.tools.run
+                console.print(f"tools are {'on' if speaker.config.tools.run else 'off'}", style="dim")
+            elif message == "/system":
+                console.print(escape(system), style="dim", soft_wrap=True)
+            else:
+                console.print(HELP, style="dim", markup=False)
+            continue
+        if not message:
+            continue
+        before = [dict(turn) for turn in transcript.turns]
+        transcript.begin(Turn(human=f" {message}"))
+        try:
+            reply = speaker.decoder.one(_shown(speaker.turn(transcript, numbered), transcript, screen), turns)
+        except KeyboardInterrupt:
+            screen.close()
+            console.print("(stopped; the message and the reply are left out)", style="dim")
+            transcript.turns = before
+            continue
+        except UsageError as error:
+            console.print(f"({error})", style="dim", markup=False)
+            transcript.turns = before
+            continue
+        turns += 1
+        screen.close()
+        if reply.tool_run is not None:
+            numbered = reply.tool_run.next_number
+        _tell(reply, console)
+
+
+def _read(console: Console, interactive: bool) -> str | None:
+    """The next message, or None at the end of the input."""
+    try:
+        if interactive:
+            return console.input("[bold blue]    you[/] ").strip()
+        line = sys.stdin.readline()
+    except (EOFError, KeyboardInterrupt):
+        return None
+    if not line:
+        return None
+    console.print(f"[bold blue]    you[/] {escape(line.strip())}", soft_wrap=True)
+    return line.strip()
+
+
+def _shown(task: Task[Reply], transcript: Transcript, screen: _Screen) -> Task[Reply]:
+    """The task, with every segment announced to the screen."""
+    try:
+        write = next(task)
+        while True:
+            screen.close()
+            segment = write.stream.rpartition(":")[2]
+            if segment == "MOSS":
+                screen.results(transcript.text("results"))
+            screen.open(segment)
+            written = yield write
+            write = task.send(written)
+    except StopIteration as ended:
+        reply: Reply = ended.value
+        return reply
+
+
+def _tell(reply: Reply, console: Console) -> None:
+    """What a reader should know of a reply besides its text."""
+    notes = [] if reply.finished else ["cut at max_new_tokens"]
+    if reply.dropped_turns:
+        notes.append(f"{reply.dropped_turns} earlier turn(s) no longer fit and were left out")
+    if reply.citations_beyond:
+        notes.append(f"{reply.citations_beyond} citation(s) point to no result")
+    if reply.tool_run is not None:
+        notes += list(reply.tool_run.problems)
+        notes += [f"image: {path}" for path in reply.tool_run.images]
+    for note in notes:
+        console.print(f"({note})", style="dim", markup=False)

@@ -1,0 +1,73 @@
+"""A dialogue in the making, as ids.
+
+What the model wrote is kept as the ids it wrote: encoding its text anew could give others. What people and tools say is encoded apart, as
+in training, so no text of theirs can become a control token.
+"""
+
+from __future__ import annotations
+
+from moss_train.data.dialogue import SEGMENT_KINDS, Turn
+from moss_train.data.tokenizer import MossTokenizer
+
+NONE = " None"
+"""Content of a segment in which nothing is thought, called or returned, as in the published data."""
+
+
+class Transcript:
+    """The turns so far, the last of which may be unfinished.
+
+    Args:
+        tokenizer: That of the model.
+        meta_instruction: What stands before the first turn.
+    """
+
+    def __init__(self, tokenizer: MossTokenizer, meta_instruction: str):
+        self.tokenizer = tokenizer
+        self.meta_instruction = meta_instruction
+        self._meta = tokenizer.encode(meta_instruction)
+        self._openings = {kind.name: tokenizer.encode(kind.opening) for kind in SEGMENT_KINDS}
+        self._ends = {kind.name: [tokenizer.control_ids[kind.control], tokenizer.newline] for kind in SEGMENT_KINDS}
+        self._none = tokenizer.encode(NONE)
+        self.turns: list[dict[str, list[int]]] = []
+
+    def begin(self, turn: Turn) -> None:
+        """Adds a turn, with what it holds so far."""
+        contents = {kind.name: getattr(turn, kind.name) for kind in SEGMENT_KINDS}
+        self.turns.append({name: self.tokenizer.encode(text) for name, text in contents.items() if text is not None})
+
+    def put(self, segment: str, content: str | list[int]) -> None:
+        """Gives a segment of the last turn its content: text, or the ids that the model wrote."""
+        self.turns[-1][segment] = self.tokenizer.encode(content) if isinstance(content, str) else content
+
+    def text(self, segment: str) -> str | None:
+        """Content of a segment of the last turn, or None."""
+        ids = self.turns[-1].get(segment)
+        return None if ids is None else self.tokenizer.decode(ids)
+
+    def prompt(self, segment: str) -> list[int]:
+        """All ids so far, and the opening of the segment that is to be written next.
+
+        Results of earlier turns are left out (`None`), as the published service did: they are long, and the replies say what they were for.
+        """
+        ids = list(self._meta)
+        for number, turn in enumerate(self.turns):
+            for kind in SEGMENT_KINDS:
+                content = turn.get(kind.name)
+                if content is None:
+                    continue
+                if kind.name == "results" and number < len(self.turns) - 1:
+                    content = self._none
+                ids += self._openings[kind.name] + content + self._ends[kind.name]
+        return ids + self._openings[segment]
+
+    def end(self, segment: str) -> int:
+        """The control token that ends a segment."""
+        return self._ends[segment][0]
+
+    def shorten(self, segment: str, limit: int) -> int:
+        """Leaves out the oldest turns until the prompt has at most `limit` ids; the number of those left out. The last turn stays."""
+        dropped = 0
+        while len(self.turns) > 1 and len(self.prompt(segment)) > limit:
+            self.turns.pop(0)
+            dropped += 1
+        return dropped
