@@ -107,6 +107,8 @@ def solve(text: str, seconds: float = 10.0, memory_mib: int = 1024) -> str:
         ToolFailure: It is not a system of equations, has no solution or infinitely many, or is beyond the limits.
     """
     system = read_system(text)
+    if len(system.equations) < len(system.unknowns):
+        raise ToolFailure(f"{len(system.unknowns)} unknowns, {len(system.equations)} equations")
     try:
         found = [_solve_linear(system)]
     except _NotLinear:

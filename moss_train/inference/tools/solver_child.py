@@ -9,6 +9,7 @@ objects are built from the parsed program. Whoever started this process checks t
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,8 @@ from moss_train.inference.tools.failure import ToolFailure
 from moss_train.inference.tools.solver import MAX_EXACT, MAX_SOLUTIONS, System, read_system
 
 _DIGITS = 50
+# Fractions and square roots; a cube root or a logarithm says more as a decimal.
+_EXACT = re.compile(r"(?:[-+/() 0-9I]|\*(?!\*)|sqrt)+")
 
 
 def limit_process(memory_mib: int, cpu_seconds: int) -> None:
@@ -80,20 +83,31 @@ def find_solutions(system: System) -> list[dict[str, dict[str, Any]]]:
     algebra = Symbolic(system)
     sides = [evaluate(side, algebra) for side in system.sides]
     differences = [left - right for left, right in zip(sides[::2], sides[1::2])]
-    found = sympy.solve(differences, list(algebra.symbols.values()), dict=True)
+    symbols = list(algebra.symbols.values())
+    if len(differences) == len(symbols) == 1 and (polynomial := differences[0].as_poly(symbols[0])) is not None:
+        return [{symbols[0].name: _describe(root)} for root in _roots(polynomial)[:MAX_SOLUTIONS]]
+    found = sympy.solve(differences, symbols, dict=True)
     complete = [one for one in found if len(one) == len(algebra.symbols) and not any(value.free_symbols for value in one.values())]
     return [{symbol.name: _describe(value) for symbol, value in one.items()} for one in complete[:MAX_SOLUTIONS]]
 
 
-def _describe(value: Any) -> dict[str, Any]:
+def _roots(polynomial: Any) -> list[Any]:
+    """All roots, exact where all of them can be written with radicals, else as numbers: isolating them exactly takes many seconds."""
     import sympy
 
+    if polynomial.degree() < 1:
+        return []
+    exact = sympy.roots(polynomial)
+    return list(exact) if sum(exact.values()) == polynomial.degree() else list(polynomial.nroots(n=_DIGITS, maxsteps=500))
+
+
+def _describe(value: Any) -> dict[str, Any]:
     if value.is_Rational:
         fraction = Fraction(int(value.p), int(value.q))
         return {"text": str(fraction), "fraction": str(fraction), "real": None, "imaginary": None}
     real, imaginary = value.evalf(_DIGITS, chop=True).as_real_imag()
     text = str(value)
-    exact = len(text) <= MAX_EXACT and not value.has(sympy.CRootOf, sympy.Float)
+    exact = len(text) <= MAX_EXACT and _EXACT.fullmatch(text) is not None
     return {"text": text if exact else "", "fraction": None, "real": str(real), "imaginary": str(imaginary)}
 
 
