@@ -21,6 +21,8 @@ _INLINE = frozenset({"Calculate"})
 _NAME = re.compile(r"[\w.\-]+")
 _TEXT_CALL = re.compile(r'([\w.\-]+)\("([^"]*)"\)')
 _JSON_CALL = re.compile(r"([\w.\-]+)\((?=\{)")
+_BLANKS = re.compile(r"\s*")
+_COMMA = re.compile(r"\s*,\s*")
 
 
 class Call(NamedTuple):
@@ -55,13 +57,15 @@ def write_commands(calls: Sequence[Call]) -> str:
 
 def read_commands(content: str) -> list[Call] | None:
     """The calls in the content of Commands; None: it is not exactly what `write_commands` gives for any."""
+    calls = scan_commands(content)
+    return calls if calls and write_commands(calls) == content else None
+
+
+def scan_commands(content: str) -> list[Call] | None:
+    """The calls in Commands, blanks and line ends around them and a comma at the end left out; None: it is not a list of calls."""
     calls: list[Call] = []
-    position = 1
+    position = _skip(_BLANKS, content, 0)
     while position < len(content):
-        if calls:
-            if not content.startswith(", ", position):
-                return None
-            position += 2
         if match := _TEXT_CALL.match(content, position):
             calls.append(Call(match[1], {ARGUMENT_OF.get(match[1], OTHER_ARGUMENT): match[2]}))
             position = match.end()
@@ -71,11 +75,22 @@ def read_commands(content: str) -> list[Call] | None:
                 check_text(arguments, content[match.end() : end])
             except JsonProblem:
                 return None
+            if not content.startswith(")", end):
+                return None
             calls.append(Call(match[1], arguments))
             position = end + 1
         else:
             return None
-    return calls if calls and write_commands(calls) == content else None
+        after = _skip(_COMMA, content, position)
+        if after == position and content[position:].strip():
+            return None
+        position = _skip(_BLANKS, content, after)
+    return calls or None
+
+
+def _skip(pattern: re.Pattern[str], content: str, position: int) -> int:
+    found = pattern.match(content, position)
+    return position if found is None else found.end()
 
 
 def write_results(calls: Sequence[Call], results: Sequence[str]) -> str:
