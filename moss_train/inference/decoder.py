@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from moss_train.inference.sampling import Sampling, choose, row_key, uniform
+from moss_train.model.block import Block
 from moss_train.model.codegen import CodeGenLM, set_attention
 from moss_train.model.linear import linear
 
@@ -328,6 +329,7 @@ def rows_alike(model: CodeGenLM) -> int | None:
     Kernels choose their blocking by the number of rows and threads. A few shapes are tried, with the model's own weights.
     """
     block = model.transformer.h[0]
+    assert isinstance(block, Block)
     weights = [block.attn.qkv_proj.weight, block.mlp.fc_in.weight, block.mlp.fc_out.weight, model.lm_head.weight[:_COLUMNS_TRIED]]
     threads = torch.get_num_threads()
     generator = torch.Generator().manual_seed(0)
