@@ -1,5 +1,5 @@
-"""An export opens in an environment without moss_train: no missing key, the same logits, the same ids, and a reply by the published
-snippet."""
+"""An export opens in an environment without moss_train, in both layouts: no missing key, the same logits, the same ids, and a reply by the
+snippet that was published with MOSS."""
 
 from __future__ import annotations
 
@@ -41,12 +41,38 @@ torch.save({
 """
 
 
+# As published with MOSS, with the path, the device and the number of new tokens changed; it asks for remote code, and there is none.
+PUBLISHED = """
+import sys
+from transformers import AutoTokenizer, AutoModelForCausalLM
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+model = model.eval()
+meta_instruction = "You are an AI assistant whose name is MOSS.\\n"
+query = meta_instruction + "<|Human|>: Hi there<eoh>\\n<|MOSS|>:"
+inputs = tokenizer(query, return_tensors="pt")
+outputs = model.generate(**inputs, do_sample=True, temperature=0.7, top_p=0.8, repetition_penalty=1.02, max_new_tokens=24)
+response = tokenizer.decode(outputs[0][inputs.input_ids.shape[1]:], skip_special_tokens=True)
+print(response)
+assert outputs.shape[1] > inputs.input_ids.shape[1]
+assert not any("transformers_modules" in name or "moss_train" in name for name in sys.modules)
+"""
+
+
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of a short two-rank ZeRO-3 run."""
     run_dir = tmp_path_factory.mktemp("export") / "run"
     succeeded(forked(2, "scripts/sft.py", "+config=tiny_sft", f"run.dir={run_dir}", "train.steps=3", "train.eval_at_start=false"))
     return run_dir / "export"
+
+
+@pytest.fixture(scope="module")
+def gptj(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model in GPT-J's layout."""
+    out = tmp_path_factory.mktemp("layout") / "gptj"
+    succeeded(forked(1, "scripts/export.py", f"model={export}", f"out={out}", "format=gptj", "dtype=fp32", "max_shard_gb=0.001"))
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +87,18 @@ def stock_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-def test_stock_transformers_loads_it_with_the_same_logits(export: Path, stock_python: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["codegen", "gptj"])
+def test_stock_transformers_loads_it_with_the_same_logits(
+    export: Path, gptj: Path, stock_python: Path, tmp_path: Path, layout: str
+) -> None:
     tokenizer = MossTokenizer.load(export)
     ids = tokenizer.encode("Hello 你好, what is 3 + 4? 请告诉我。")
     out = tmp_path / "stock.pt"
-    succeeded(run([str(stock_python), "-c", STOCK, str(export), json.dumps(ids), str(out)], cwd=tmp_path))
+    opened = export if layout == "codegen" else gptj
+    succeeded(run([str(stock_python), "-c", STOCK, str(opened), json.dumps(ids), str(out)], cwd=tmp_path))
     stock = torch.load(out)
-    assert stock["class"] == "CodeGenForCausalLM"
-    assert stock["module"] == "transformers.models.codegen.modeling_codegen"
+    assert stock["class"] == {"codegen": "CodeGenForCausalLM", "gptj": "GPTJForCausalLM"}[layout]
+    assert stock["module"] == f"transformers.models.{layout}.modeling_{layout}"
     assert not any(stock["report"][key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     ours = load_model(export, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -84,6 +114,11 @@ def test_stock_transformers_loads_it_with_the_same_logits(export: Path, stock_py
     assert stock["decoded"] == "<|Human|>: Hi there<eoh>\n<|MOSS|>:"
     assert stock["plain"] == tokenizer.encode("你好 world\n\n    if x:")
     assert stock["reply"]
+
+
+@pytest.mark.parametrize("layout", ["codegen", "gptj"])
+def test_the_published_snippet_runs(export: Path, gptj: Path, stock_python: Path, tmp_path: Path, layout: str) -> None:
+    succeeded(run([str(stock_python), "-c", PUBLISHED, str(export if layout == "codegen" else gptj)], cwd=tmp_path))
 
 
 def test_directory_has_what_the_layout_promises(export: Path) -> None:
