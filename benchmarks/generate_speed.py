@@ -4,8 +4,8 @@
 
 * *one by one*: this project, one row at a time.
 * *batched*: the same, with `--batch-size` rows at once; replies must be the same.
-* *stock, one by one* and *stock, batched*: `CodeGenForCausalLM.generate` with its key cache, the same sampling values, prompts padded on the
-  left; a batch ends with its longest reply, as `generate` does.
+* *stock, one by one* and *stock, batched*: `CodeGenForCausalLM.generate` with its key cache, the same sampling values, prompts padded on
+  the left; a batch ends with its longest reply, as `generate` does.
 
 Sides take turns; tokens are those written, control tokens included. Without a model, one of the tiny preset's size with random weights.
 """
