@@ -188,18 +188,18 @@ class _Shape:
 
     def apply(self, function: str, arguments: Sequence[_Form]) -> _Form:
         decimal = any(argument.decimal for argument in arguments)
-        constants = [argument.value for argument in arguments if argument.value is not None]
+        constants: list[Value] = [argument.value for argument in arguments if argument.value is not None]
         if len(constants) == len(arguments):
             return _Form(self._arithmetic.apply(function, constants), 0, decimal or function in {"/", "percent", *FUNCTIONS})
         degrees = [argument.degree for argument in arguments]
-        degree = sum(degrees) if function in ("*", "/", "pow") else max(degrees)
+        degree = sum(degrees) if function in ("*", "/") else max(degrees)
         if function == "^":
             exponent = arguments[1].value
             if exponent is not None:
-                is_fine_root = isinstance(exponent, Fraction) and exponent.denominator > MAX_DEGREE
-                if abs(exponent) > MAX_DEGREE or is_fine_root:
+                size = exponent if exponent >= 0 else -exponent
+                if size > MAX_DEGREE or (isinstance(exponent, Fraction) and exponent.denominator > MAX_DEGREE):
                     raise ToolFailure(f"a power beyond {MAX_DEGREE}")
-                degree = max(1, int(degrees[0] * abs(exponent)))
+                degree = max(1, int(degrees[0] * size))
         elif function in ("//", "%", "factorial"):
             raise ToolFailure(f"{function} of an unknown")
         if degree > MAX_DEGREE:

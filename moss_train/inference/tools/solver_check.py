@@ -80,7 +80,7 @@ class _Complex:
         return self._seen(self._names[name])
 
     def apply(self, function: str, arguments: Sequence[Any]) -> Any:
-        if function in ("^", "pow") and abs(arguments[1]) > _MAX_EXPONENT:
+        if function == "^" and abs(arguments[1]) > _MAX_EXPONENT:
             raise ToolFailure("an exponent is too large")
         try:
             return self._seen(mpmath.mpmathify(_FUNCTIONS[function](*arguments)))
@@ -112,7 +112,6 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "//": lambda left, right: mpmath.floor(left / right),
     "%": lambda left, right: left - right * mpmath.floor(left / right),
     "^": mpmath.power,
-    "pow": mpmath.power,
     "negate": lambda value: -value,
     "percent": lambda value: value / 100,
     "factorial": _factorial,
