@@ -218,6 +218,12 @@ class _Line:
     factors: Mapping[str, Fraction]
     constant: int | Fraction
 
+    def __post_init__(self) -> None:
+        # At every step: products of long numbers take long themselves.
+        for value in (*self.factors.values(), self.constant):
+            if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_COEFFICIENT_BITS:
+                raise ToolFailure("a coefficient has too many digits")
+
 
 class _Linear:
     """The algebra of sums of unknowns."""
@@ -276,8 +282,6 @@ def _solve_linear(system: System) -> Solution:
     for left, right in zip(sides[::2], sides[1::2]):
         row = [left.factors.get(name, Fraction(0)) - right.factors.get(name, Fraction(0)) for name in system.unknowns]
         rows.append([*row, Fraction(right.constant) - Fraction(left.constant)])
-    if any(max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_COEFFICIENT_BITS for row in rows for value in row):
-        raise ToolFailure("a coefficient has too many digits")
     for column in range(len(system.unknowns)):
         pivot = next((number for number in range(column, len(rows)) if rows[number][column]), None)
         if pivot is None:

@@ -88,6 +88,9 @@ class _Complex:
             raise ToolFailure(f"{function} has no value here") from None
 
     def _seen(self, value: Any) -> Any:
+        if not mpmath.isfinite(value):
+            # Everything would be within the rounding errors of infinity.
+            raise ToolFailure("a value is not finite")
         self.largest = max(self.largest, abs(value))
         return value
 

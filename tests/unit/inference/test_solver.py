@@ -65,7 +65,15 @@ def test_other_systems(text: str, lines: str) -> None:
             "x^25=1",
             "2^(9^99)=x",
         ),
-        *("x%2=1", "x!=6", ";".join(f"a{number}=1" for number in range(13)), "x=" + "9" * 200, "x=1/0", "x^(1/99)=2"),
+        *(
+            "x%2=1",
+            "x!=6",
+            ";".join(f"a{number}=1" for number in range(13)),
+            "x=" + "9" * 200,
+            "x" + "*(2^500)" * 100 + "=1",
+            "x=1/0",
+            "x^(1/99)=2",
+        ),
     ],
 )
 def test_what_cannot_be_solved_is_refused_without_a_process(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +92,7 @@ def test_a_wrong_solution_is_not_returned() -> None:
     assert is_solution(square, Solution({}, {"x": (digits, "0")}))
     assert not is_solution(square, Solution({}, {"x": (digits[:20], "0")}))
     assert not is_solution(square, Solution({}, {"x": ("0", digits)}))
+    assert not is_solution(read_system("ln(x)=5"), Solution({}, {"x": ("0", "0")}))
 
 
 @pytest.mark.parametrize(
