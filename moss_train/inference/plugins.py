@@ -131,10 +131,10 @@ class Toolbox:
         calls = scan_commands(commands)
         if calls is None:
             is_none = commands.strip().rstrip(".。") in ("", "None")
-            problems = () if is_none else (f"Commands cannot be read as calls: {commands.strip()[:100]!r}",)
-            return ToolRun(NO_CALLS, NO_RESULTS, problems=problems, next_number=first_number)
+            unread = () if is_none else (f"Commands cannot be read as calls: {commands.strip()[:100]!r}",)
+            return ToolRun(NO_CALLS, NO_RESULTS, problems=unread, next_number=first_number)
         names = {TOOL_OF[plugin] for plugin in enabled if plugin in TOOL_OF}
-        problems = tuple(f"{call.name}: no tool that is switched on" for call in calls if call.name not in names)
+        problems = [f"{call.name}: no tool that is switched on" for call in calls if call.name not in names]
         wanted = []
         for call in calls:
             text = call.arguments.get(ARGUMENT_OF[call.name]) if call.name in names else None
@@ -142,11 +142,11 @@ class Toolbox:
                 # The call is repeated in Results: it is kept on one line, and holds no markers either.
                 wanted.append(Call(call.name, {ARGUMENT_OF[call.name]: " ".join(strip_markers(text).split("\n"))}))
             elif call.name in names:
-                problems += (f"{call.name}: its argument is not one text",)
-        problems += tuple(f"{call.name}: only {self._limits.calls} calls are run" for call in wanted[self._limits.calls :])
+                problems.append(f"{call.name}: its argument is not one text")
+        problems += [f"{call.name}: only {self._limits.calls} calls are run" for call in wanted[self._limits.calls :]]
         wanted = wanted[: self._limits.calls]
         if not wanted:
-            return ToolRun(NO_CALLS, NO_RESULTS, problems=problems, next_number=first_number)
+            return ToolRun(NO_CALLS, NO_RESULTS, problems=tuple(problems), next_number=first_number)
         found = run_together([partial(self._use, call) for call in wanted], self._limits.seconds)
         return self._write(wanted, found, problems, first_number)
 
@@ -156,19 +156,20 @@ class Toolbox:
             raise ToolFailure("no such tool is set up")
         return tool(call.arguments[ARGUMENT_OF[call.name]])
 
-    def _write(self, calls: Sequence[Call], found: Sequence[Any], problems: tuple[str, ...], first_number: int) -> ToolRun:
+    def _write(self, calls: Sequence[Call], found: Sequence[Any], problems: list[str], first_number: int) -> ToolRun:
         texts: list[str] = []
         sources: list[Passage] = []
         images: list[Path] = []
         for call, result in zip(calls, found, strict=True):
             text = _FAILED
             if isinstance(result, Exception):
-                problems += (f"{call.name}: {result or type(result).__name__}",)
+                problems.append(f"{call.name}: {strip_markers(str(result)) or type(result).__name__}")
             elif call.name == "Search":
                 lines = []
                 for passage in result:
-                    lines.append(f"<|{first_number + len(sources)}|>: {strip_markers(passage.text)[: self._limits.characters]!r}")
-                    sources.append(passage)
+                    clean = Passage(*map(strip_markers, passage))
+                    lines.append(f"<|{first_number + len(sources)}|>: {clean.text[: self._limits.characters]!r}")
+                    sources.append(clean)
                 text = "\n".join(lines) or _FAILED
             elif call.name == "Text2Image":
                 images.append(result)
@@ -185,7 +186,7 @@ class Toolbox:
             calls=tuple(calls),
             images=tuple(images),
             sources=tuple(sources),
-            problems=problems,
+            problems=tuple(problems),
             next_number=first_number + len(sources),
         )
 

@@ -99,7 +99,14 @@ def test_configuration_needs_the_standard_library_only(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["moss_train", "moss_train.data.tokenizer", "moss_train.inference.generate", "moss_train.artifacts.export"]
+    "module",
+    [
+        "moss_train",
+        "moss_train.data.tokenizer",
+        "moss_train.inference.generate",
+        "moss_train.inference.plugins",
+        "moss_train.artifacts.export",
+    ],
 )
 def test_what_needs_no_training_works_without_deepspeed(module: str) -> None:
     code = f"import sys; sys.modules['deepspeed'] = None; import {module}"

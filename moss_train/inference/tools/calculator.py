@@ -157,12 +157,12 @@ def _exact_root(value: int | Fraction, degree: int) -> Fraction | None:
 
 
 def _square_root(value: Value) -> Value:
-    exact = None if isinstance(value, float) else _exact_root(value, 2)
+    exact = _exact_root(value, 2) if isinstance(value, int | Fraction) else None
     return math.sqrt(value) if exact is None else exact
 
 
 def _cube_root(value: Value) -> Value:
-    exact = None if isinstance(value, float) else _exact_root(abs(value), 3)
+    exact = _exact_root(value if value >= 0 else -value, 3) if isinstance(value, int | Fraction) else None
     return math.cbrt(value) if exact is None else exact if value >= 0 else -exact
 
 
@@ -189,7 +189,7 @@ def _choose(count: Callable[[int, int], int]) -> Callable[[Value, Value], int]:
 
 
 def _round(value: Value, digits: Value = 0) -> Value:
-    if abs(digits) > 50:
+    if not -50 <= digits <= 50:
         raise ValueError
     # Halves away from zero, as people round; on exact values there is no question which are halves.
     scaled = Fraction(value) * Fraction(10) ** _whole(digits)

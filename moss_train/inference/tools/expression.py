@@ -263,7 +263,7 @@ class _Parser:
         self._close(opening)
         if not bounds[0] <= count <= bounds[1]:
             raise ToolFailure(f"{name} takes {bounds[0]} to {bounds[1]} values, found {count}")
-        self._apply(name.lower(), count)
+        self._apply("^" if name.lower() == "pow" else name.lower(), count)
 
     def _postfix(self, least: int) -> bool:
         sign = self._next.text

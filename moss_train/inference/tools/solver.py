@@ -188,18 +188,18 @@ class _Shape:
 
     def apply(self, function: str, arguments: Sequence[_Form]) -> _Form:
         decimal = any(argument.decimal for argument in arguments)
-        constants = [argument.value for argument in arguments if argument.value is not None]
+        constants: list[Value] = [argument.value for argument in arguments if argument.value is not None]
         if len(constants) == len(arguments):
             return _Form(self._arithmetic.apply(function, constants), 0, decimal or function in {"/", "percent", *FUNCTIONS})
         degrees = [argument.degree for argument in arguments]
-        degree = sum(degrees) if function in ("*", "/", "pow") else max(degrees)
+        degree = sum(degrees) if function in ("*", "/") else max(degrees)
         if function == "^":
             exponent = arguments[1].value
             if exponent is not None:
-                is_fine_root = isinstance(exponent, Fraction) and exponent.denominator > MAX_DEGREE
-                if abs(exponent) > MAX_DEGREE or is_fine_root:
+                size = exponent if exponent >= 0 else -exponent
+                if size > MAX_DEGREE or (isinstance(exponent, Fraction) and exponent.denominator > MAX_DEGREE):
                     raise ToolFailure(f"a power beyond {MAX_DEGREE}")
-                degree = max(1, int(degrees[0] * abs(exponent)))
+                degree = max(1, int(degrees[0] * size))
         elif function in ("//", "%", "factorial"):
             raise ToolFailure(f"{function} of an unknown")
         if degree > MAX_DEGREE:
@@ -217,6 +217,12 @@ class _Line:
 
     factors: Mapping[str, Fraction]
     constant: int | Fraction
+
+    def __post_init__(self) -> None:
+        # At every step: products of long numbers take long themselves.
+        for value in (*self.factors.values(), self.constant):
+            if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_COEFFICIENT_BITS:
+                raise ToolFailure("a coefficient has too many digits")
 
 
 class _Linear:
@@ -276,8 +282,6 @@ def _solve_linear(system: System) -> Solution:
     for left, right in zip(sides[::2], sides[1::2]):
         row = [left.factors.get(name, Fraction(0)) - right.factors.get(name, Fraction(0)) for name in system.unknowns]
         rows.append([*row, Fraction(right.constant) - Fraction(left.constant)])
-    if any(max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_COEFFICIENT_BITS for row in rows for value in row):
-        raise ToolFailure("a coefficient has too many digits")
     for column in range(len(system.unknowns)):
         pivot = next((number for number in range(column, len(rows)) if rows[number][column]), None)
         if pivot is None:

@@ -80,7 +80,7 @@ class _Complex:
         return self._seen(self._names[name])
 
     def apply(self, function: str, arguments: Sequence[Any]) -> Any:
-        if function in ("^", "pow") and abs(arguments[1]) > _MAX_EXPONENT:
+        if function == "^" and abs(arguments[1]) > _MAX_EXPONENT:
             raise ToolFailure("an exponent is too large")
         try:
             return self._seen(mpmath.mpmathify(_FUNCTIONS[function](*arguments)))
@@ -88,6 +88,9 @@ class _Complex:
             raise ToolFailure(f"{function} has no value here") from None
 
     def _seen(self, value: Any) -> Any:
+        if not mpmath.isfinite(value):
+            # Everything would be within the rounding errors of infinity.
+            raise ToolFailure("a value is not finite")
         self.largest = max(self.largest, abs(value))
         return value
 
@@ -112,7 +115,6 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "//": lambda left, right: mpmath.floor(left / right),
     "%": lambda left, right: left - right * mpmath.floor(left / right),
     "^": mpmath.power,
-    "pow": mpmath.power,
     "negate": lambda value: -value,
     "percent": lambda value: value / 100,
     "factorial": _factorial,

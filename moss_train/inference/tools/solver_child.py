@@ -51,7 +51,6 @@ class Symbolic:
             "//": lambda left, right: sympy.floor(left / right),
             "%": lambda left, right: sympy.Mod(left, right),
             "^": sympy.Pow,
-            "pow": sympy.Pow,
             "negate": lambda value: -value,
             "percent": lambda value: value / 100,
             "factorial": sympy.factorial,
