@@ -205,3 +205,15 @@ def test_documents_side_by_side(files: list[Path], small_tokenizer: MossTokenize
 def test_large_vocabularies_take_four_bytes_an_id() -> None:
     assert id_type(65536) == np.dtype("<u2")
     assert id_type(65537) == np.dtype("<u4")
+
+
+def test_the_version_is_raised_with_what_records_become(small_tokenizer: MossTokenizer, tmp_path: Path) -> None:
+    """Caches are named by it: where these ids or marks change, `render_files.VERSION` must be raised, and the digest here replaced."""
+    records = [record(1), record(2, turns=9)]
+    records[0]["chat"]["turn_1"] |= {
+        "Inner Thoughts": "<|Inner Thoughts|>: a <|Human|>: b<eot>\n",
+        "Commands": '<|Commands|>: Calculate("1+1")<eoc>\n',
+        "Tool Responses": "<|Results|>:\nCalculate(\"1+1\") => '2'\n<eor>\n",
+    }
+    stored, _ = render([write(tmp_path / "a.jsonl", records)], small_tokenizer, tmp_path / "cache", settings=replace(SETTINGS, seed=3))
+    assert (render_files.VERSION, stored.digest) == (1, "801be35adc875086fb37bae47363d73450d10c9a7d1a423eda68d03dd9cd3fcb")
