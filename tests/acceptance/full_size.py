@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -97,7 +98,10 @@ def encoding_alone(tokenizer: Path, data: Path, count: int) -> dict[str, float]:
 
 
 def start(data: Path, folder: Path, cache: Path, tokenizer: Path, name: str) -> dict[str, Any]:
-    """A two-rank run of two steps: seconds to the first one, the largest memory of a rank, and what the log says of the data."""
+    """A two-rank run of two steps: seconds to the first one, the largest memory of a rank, and what the log says of the data.
+
+    It is ended there: going on to evaluate a thousandth of the full size would take as long as the rest.
+    """
     run_dir = folder / name
     settings = ["+config=tiny_sft", f"data.train={data}", f"data.cache={cache}", f"tokenizer.path={tokenizer}", f"run.dir={run_dir}"]
     more = ["data.holdout=0.001" if name != "ten" else "data.holdout=0.1", "train.steps=2", "train.eval_at_start=false", "train.keep=0"]
@@ -105,14 +109,21 @@ def start(data: Path, folder: Path, cache: Path, tokenizer: Path, name: str) -> 
     command = [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", str(free_port()), str(REPOSITORY / "scripts" / "sft.py")]
     shutil.rmtree(run_dir, ignore_errors=True)
     started = time.monotonic()
-    process = subprocess.Popen([*command, *settings, *more], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-    largest, first = 0, 0.0
-    while process.poll() is None:
-        if not first and (run_dir / "metrics.jsonl").exists() and "train/loss" in (run_dir / "metrics.jsonl").read_text():
-            first = time.monotonic() - started
+    process = subprocess.Popen(
+        [*command, *settings, *more], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    largest, first, steps = 0, 0.0, 0
+    while process.poll() is None and steps < 2:
+        if (run_dir / "metrics.jsonl").exists():
+            steps = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").count('train/loss"')
+            first = first or (time.monotonic() - started if steps else 0.0)
         largest = max([largest, *ranks_memory(str(run_dir))])
         time.sleep(0.05)
-    assert process.returncode == 0, (run_dir / "train.log").read_text(encoding="utf-8")[-3000:]
+    assert steps >= 2, (run_dir / "train.log").read_text(encoding="utf-8")[-3000:]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    while ranks_memory(str(run_dir)):
+        time.sleep(0.05)
     log = [line for line in (run_dir / "train.log").read_text(encoding="utf-8").splitlines() if " rows of " in line or "turns" in line]
     return {"seconds_to_first_step": round(first, 2), "largest_mib": largest >> 10, "log": log}
 
@@ -158,6 +169,8 @@ def measure(count: int, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Prints the figures as JSON."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_100_000
+    if len(sys.argv) > 2:
+        Path(sys.argv[2]).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=sys.argv[2] if len(sys.argv) > 2 else None) as name:
         figures = measure(count, Path(name))
     print(json.dumps(figures, indent=1, ensure_ascii=False))
