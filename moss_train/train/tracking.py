@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from moss_train.artifacts import lineage, lineage_mapping
 from moss_train.config import TrackingConfig, WandbMode
 from moss_train.files import replace_content
 from moss_train.train.loop import StepReport
@@ -141,8 +142,31 @@ class Tracker:
         trained: dict[str, Any] = next((event for event in reversed(self._earlier) if "train/loss" in event), {})
         return {name: value for name, value in trained.items() if name in ("train/loss", "train/accuracy")}
 
+    def uses(self, artefact: Path) -> None:
+        """Tells Weights & Biases that the run was made from an artefact that has a record."""
+        self._edge("use_artifact", artefact)
+
+    def made(self, artefact: Path) -> None:
+        """Tells Weights & Biases that the run made an artefact."""
+        self._edge("log_artifact", artefact)
+
+    def _edge(self, method: str, artefact: Path) -> None:
+        if self._wandb is None:
+            return
+        try:
+            import wandb
+
+            record = lineage.load(artefact)
+            if record is not None:
+                # The record stands for the content: nothing else is uploaded.
+                described = wandb.Artifact(**lineage_mapping.wandb_artifact(record))
+                described.add_file(str(lineage.record_path(artefact)))
+                getattr(self._wandb, method)(described)
+        except Exception as error:
+            _log.warning(f"Weights & Biases was not told of {artefact} ({error}); its lineage.json has everything")
+
     def close(self) -> None:
-        """Ends reporting and draws the loss."""
+        """Ends reporting on steps and draws the loss."""
         if self._bar is not None:
             self._bar.stop()
         with contextlib.suppress(OSError):
@@ -152,9 +176,13 @@ class Tracker:
         except Exception as error:
             # The weights are not yet exported; a picture is not worth them.
             _log.warning(f"the loss could not be drawn ({error}); metrics.jsonl has the figures")
+
+    def finish(self) -> None:
+        """Ends what Weights & Biases is told, and sends it."""
         if self._wandb is not None:
             try:
                 self._wandb.finish()
+                self._wandb = None
             except Exception as error:
                 _log.warning(f"Weights & Biases did not finish: {error}; the run itself is not affected")
 
