@@ -35,7 +35,7 @@ class Place:
 
 def artefacts_below(root: Path, deepest: int = _DEEPEST) -> Iterator[Path]:
     """Directories and files with a record, at `root` and below it; nothing is looked for inside an artefact."""
-    waiting = [(root, 0)]
+    waiting = [(root, 0)] if root != root.parent else []
     for _ in range(_MOST_FOLDERS):
         if not waiting:
             return
@@ -76,10 +76,10 @@ class Places:
         self._known: dict[Path, dict[str, Path]] = {}
         self._foreign: dict[Path, str] = {}
 
-    def index(self, near: Path) -> dict[str, Path]:
-        """Id -> place of every artefact below the roots, or around `near`."""
+    def index(self, *near: Path) -> dict[str, Path]:
+        """Id -> place of every artefact below the roots, or around the places in `near`."""
         found: dict[str, Path] = {}
-        for root, deepest in [(root, _DEEPEST) for root in self.roots] or [(around(near), _DEEPEST_NEAR)]:
+        for root, deepest in [(root, _DEEPEST) for root in self.roots] or [(folder, _DEEPEST_NEAR) for folder in map(around, near)]:
             if root not in self._known:
                 self._known[root] = {raw["id"]: path for path in artefacts_below(root, deepest) if (raw := stated(path)) is not None}
             found |= self._known[root]
@@ -104,7 +104,10 @@ class Places:
                 return Place(recorded, recorded=recorded)
             else:
                 stranger = ""
-        elsewhere = self._find_foreign(parent) if parent.id.startswith(FOREIGN) else self.index(child).get(parent.id)
+        if parent.id.startswith(FOREIGN):
+            elsewhere = self._find_foreign(parent)
+        else:
+            elsewhere = self.index(child, *([recorded] if recorded is not None else [])).get(parent.id)
         if elsewhere is not None:
             return Place(elsewhere, recorded=recorded)
         return Place(None, stranger, recorded)
@@ -125,4 +128,6 @@ class Places:
 
 def around(artefact: Path) -> Path:
     """The folder to look below when nothing was named: the one above the artefact's own, as `runs/` for `runs/a/export`."""
-    return artefact.absolute().parent.parent
+    own = artefact.absolute().parent
+    # Never the whole of a machine.
+    return own.parent if own.parent != own.parent.parent else own

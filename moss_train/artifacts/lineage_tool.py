@@ -170,7 +170,7 @@ def _print_report(artefact: Path, report: Report, seconds: float, quick: bool) -
         by_place.setdefault(problem.artefact, []).append(f"{problem.kind}: {problem.message}")
     for place, record in report.checked:
         wrong = by_place.pop(place, [])
-        what = "made elsewhere, known by its files"
+        what = "with a damaged record" if wrong else "made elsewhere, known by its files"
         if record is not None:
             size = lineage_text.measure(record.total_bytes, "B")
             what = f"{record.lineage.kind}, {count(len(record.files), 'file')}, {size}, {short(record.id)}"

@@ -52,7 +52,7 @@ class Report:
     """What verifying an artefact and its ancestors found.
 
     Attributes:
-        checked: Place and record of each artefact looked at; None for a directory made elsewhere.
+        checked: Place and record of each artefact looked at; None for one whose record is changed, and for a directory made elsewhere.
         absent: Parents that are not at hand, with the place of the child that names them.
         problems: Everything that is wrong.
     """
@@ -86,9 +86,7 @@ def verify(artefact: Path, roots: Sequence[Path] = (), hashes: Hashes | None = N
         record, problems = verify_one(place, (hashes or hash_all) if reads else None)
         report.checked.append((place, record))
         report.problems += problems
-        # What a damaged record says of parents is not to be believed.
-        sound = record is not None and not any(one.file == record_path(place).name for one in problems)
-        for parent in record.lineage.parents if record is not None and sound and ancestors else []:
+        for parent in record.lineage.parents if record is not None and ancestors else []:
             found = places.find(parent, place)
             if found.path is None:
                 report.absent.append((parent, place))
@@ -123,17 +121,15 @@ def verify_one(artefact: Path, hashes: Hashes | None) -> tuple[Record | None, li
     record, problem = check_record(artefact)
     if record is None:
         return None, [problem] if problem is not None else []
-    found = [problem] if problem is not None else []
-    found += _problems_of_files(artefact, record, hashes)
-    if hashes is not None and artefact.is_dir():
-        named = {one.file for one in found}
-        # A damaged file is named once; what it no longer declares follows from that.
-        found += [Problem(artefact, file, "declared", text) for file, text in problems_of_model(artefact, record) if file not in named]
+    found = _problems_of_files(artefact, record, hashes)
+    # Of files that are not what they were, what they declare says nothing more.
+    if hashes is not None and artefact.is_dir() and all(one.kind == "unlisted" for one in found):
+        found += [Problem(artefact, file, "declared", text) for file, text in problems_of_model(artefact, record)]
     return record, found
 
 
 def check_record(artefact: Path) -> tuple[Record | None, Problem | None]:
-    """The record of an artefact, and what is wrong with it: a record that is no record at all is not returned.
+    """The record of an artefact, or what is wrong with it: nothing that a changed record says of files and parents is to be believed.
 
     Raises:
         CheckpointError: It is that of a newer version.
@@ -147,14 +143,14 @@ def check_record(artefact: Path) -> tuple[Record | None, Problem | None]:
         return None, Problem(artefact, path.name, "missing", f"{path.name} cannot be read: {error.strerror or error}")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None, Problem(artefact, path.name, "changed", f"{path.name} is changed: it is no longer a record")
-    changed = Problem(artefact, path.name, "changed", f"{path.name} is changed: its content is not what its id says")
+    changed = Problem(artefact, path.name, "changed", f"{path.name} is changed: its content is not what its id says; it was not read on")
     try:
         record = parse(raw, path)
     except CheckpointError:
         if whole:
             raise
         return None, changed
-    return record, None if whole else changed
+    return (record, None) if whole else (None, changed)
 
 
 def _problems_of_files(artefact: Path, record: Record, hashes: Hashes | None) -> list[Problem]:

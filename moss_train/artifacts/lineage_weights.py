@@ -60,6 +60,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
         if length > min(size - 8, _MOST_HEADER):
             raise ValueError(f"{path.name} is no safetensors file, or ends early")
         header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError(f"{path.name} is no safetensors file: its header is no object")
     tensors, end = {}, 0
     for name, entry in header.items():
         if name == "__metadata__":
