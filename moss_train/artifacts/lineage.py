@@ -19,7 +19,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import NoneType, UnionType
@@ -274,11 +274,11 @@ def parse(raw: Any, path: Path) -> Record:
             f"{path} was written by a newer version of this package (lineage_version {version}, this one reads up to {VERSION}); update "
             "moss_train, or remove the file to use the artefact without its history"
         )
-    own = {item.name for item in fields(Record)} - {"lineage"}
+    own = _hints(Record).keys() - {"lineage"}
     try:
         rest = {key: value for key, value in raw.items() if key not in own}
         lineage = _typed(rest, Lineage, "", lenient=version < VERSION)
-        return Record(lineage=lineage, **{key: _typed(raw[key], get_type_hints(Record)[key], key) for key in own})
+        return Record(lineage=lineage, **{key: _typed(raw[key], _hints(Record)[key], key) for key in own})
     except KeyError as error:
         raise _unusable(path, f"has no key {error.args[0]}") from error
     except TypeError as error:
@@ -294,11 +294,11 @@ def _typed(value: Any, kind: Any, where: str, lenient: bool = False) -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, dict):
             raise TypeError(f"{where} is {_short(value)}, expected an object")
-        hints, names, prefix = get_type_hints(kind), {item.name for item in fields(kind)}, f"{where}." if where else ""
+        hints, prefix = _hints(kind), f"{where}." if where else ""
         for name in value:
-            if name not in names:
+            if name not in hints:
                 raise TypeError(f"{prefix}{name} is no key of a record")
-        missing = [name for name in names if name not in value]
+        missing = [name for name in hints if name not in value]
         if missing and not lenient:
             raise KeyError(prefix + sorted(missing)[0])
         return kind(**{name: _typed(item, hints[name], prefix + name, lenient) for name, item in value.items()})
@@ -315,6 +315,11 @@ def _typed(value: Any, kind: Any, where: str, lenient: bool = False) -> Any:
     if not isinstance(value, plain) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{where} is {_short(value)}, expected {getattr(kind, '__name__', kind)}")
     return value
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _short(value: Any) -> str:
@@ -349,10 +354,12 @@ def list_files(artefact: Path) -> Iterator[str]:
     for folder, directories, names in os.walk(artefact):
         # A link to a directory is not gone into, and it is no part of an artefact: it shows as a name.
         names += [name for name in directories if Path(folder, name).is_symlink()]
+        inside = os.path.relpath(folder, artefact)
         for name in names:
-            relative = Path(folder, name).relative_to(artefact).as_posix()
-            if relative != FILE_NAME:
-                yield relative
+            if inside != ".":
+                yield f"{inside}/{name}"
+            elif name != FILE_NAME:
+                yield name
 
 
 def hash_files(artefact: Path) -> dict[str, dict[str, Any]]:

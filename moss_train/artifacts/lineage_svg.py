@@ -49,7 +49,7 @@ svg.lineage .name { fill: var(--text) } svg.lineage .fact { fill: var(--text) } 
 def text_width(text: str, size: float, bold: bool = False) -> float:
     """Width of a text, in the units of the picture; rather more than less."""
     hundredths = sum(_WIDTHS.get(character, 78 if ord(character) < 0x2E80 else 102) for character in text)
-    return hundredths / 100 * size * (1.14 if bold else 1.0)
+    return (1.05 * (hundredths + 7 * len(text)) if bold else 1.01 * hundredths) / 100 * size
 
 
 def fitted(text: str, size: float, room: float, bold: bool = False) -> str:
