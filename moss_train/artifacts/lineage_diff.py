@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from moss_train.artifacts.lineage import Record
+from moss_train.artifacts.lineage_graph import short_name
 from moss_train.artifacts.lineage_verify import short
 
 SECTIONS = ("kind", "stage", "config", "data", "parents", "metrics", "counts", "details", "licences", "code", "environment", "files")
@@ -28,7 +29,7 @@ class Difference:
     @staticmethod
     def spell(value: Any) -> str:
         """A value as text."""
-        return _MISSING if value is None else str(value)
+        return _MISSING if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def differences(left: Record, right: Record) -> list[Difference]:
@@ -55,7 +56,7 @@ def _sections(record: Record) -> dict[str, dict[str, Any]]:
             f"{source.role} {source.name}": f"{source.records:,} records, {source.licence or 'licence unknown'}, {source.sha256[:12]}"
             for source in lineage.data
         },
-        "parents": _numbered([(parent.role, f"{parent.name} {short(parent.id)}") for parent in lineage.parents]),
+        "parents": _numbered([(parent.role, f"{short_name(parent.name)} {short(parent.id)}") for parent in lineage.parents]),
         "metrics": dict(lineage.metrics),
         "counts": counts,
         "details": _flat(lineage.details),

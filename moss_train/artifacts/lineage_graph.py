@@ -64,11 +64,11 @@ class Graph:
     made_from_it: list[str] = field(default_factory=list)
 
     def edges(self, identity: str) -> list[tuple[str, str]]:
-        """Roles and ids of the parents that are not also reached through another parent: an export names the model its checkpoint began
-        with too, so that the edge outlives the checkpoint, but it need not be drawn twice."""
+        """Roles and ids of the parents, without what a source or the data state as well: an export names the model that its checkpoint
+        began with, so that this is known without the checkpoint, but it need not be drawn twice."""
         direct = self.parents.get(identity, [])
-        further = {found for _, parent in direct for found in self.ancestors(parent)}
-        return [(role, parent) for role, parent in direct if parent not in further]
+        restated = {edge for role, parent in direct if role in ("source", "data") for edge in self.parents.get(parent, [])}
+        return [edge for edge in direct if edge not in restated]
 
     def ancestors(self, identity: str) -> set[str]:
         """Ids of all ancestors, without itself."""
@@ -137,11 +137,17 @@ def family(artefact: Path, roots: Sequence[Path] = (), descendants: bool = True)
 def name_of(artefact: Path) -> str:
     """What tells an artefact apart for a person: its name, with that of the run for the parts of one."""
     path = artefact.absolute()
-    if entry := _CACHE_ENTRY.fullmatch(path.name):
-        return entry[1]
+    if short_name(path.name) != path.name:
+        return short_name(path.name)
     if path.parent.name == "checkpoints":
         return f"{path.parent.parent.name}/{path.name}"
     return f"{path.parent.name}/{path.name}" if path.name.startswith("export") else path.name
+
+
+def short_name(name: str) -> str:
+    """The name of an entry of the data cache without most of its hash; any other as it is."""
+    entry = _CACHE_ENTRY.fullmatch(name)
+    return entry[1] if entry is not None else name
 
 
 def _add(graph: Graph, node: Node, places: Places) -> None:
@@ -160,7 +166,7 @@ def _add(graph: Graph, node: Node, places: Places) -> None:
             if parent.id in graph.nodes:
                 continue
             path = places.find(parent, child.path).path
-            found = Node(parent.id, parent.name, path)
+            found = Node(parent.id, short_name(parent.name), path)
             if parent.id.startswith(FOREIGN):
                 licences = child.record.lineage.licences.items()
                 found.licence = next((licence for licence, names in licences if parent.name in names), None)
@@ -174,26 +180,22 @@ def _add(graph: Graph, node: Node, places: Places) -> None:
 
 
 def _add_descendants(graph: Graph, places: Places) -> None:
+    """Adds what was made from the root, nearest first: what has it among its ancestors, wherever those between are."""
     root = graph.root
-    candidates = []
+    everything, candidates = Graph(root), []
     for path in places.index(root.path or Path()).values():
         try:
             record = load(path)
         except CheckpointError:
             continue
         if record is not None and record.id not in graph.nodes:
-            candidates.append(Node(record.id, name_of(path), path, record))
-    known, grown = {root.id}, True
-    while grown:
-        grown = False
-        for node in sorted(candidates, key=lambda node: (node.lineage.kind, node.name)):
-            if node.id not in known and any(parent.id in known for parent in node.lineage.parents):
-                known.add(node.id)
-                graph.made_from_it.append(node.id)
-                grown = True
-    for node in candidates:
-        if node.id in known:
-            _add(graph, node, places)
+            candidates.append(record.id)
+            _add(everything, Node(record.id, name_of(path), path, record), places)
+    ancestors = {name: everything.ancestors(name) for name in candidates}
+    below = [name for name, found in ancestors.items() if root.id in found]
+    graph.made_from_it = sorted(below, key=lambda name: (len(ancestors[name]), everything.nodes[name].name))
+    for name in graph.made_from_it:
+        _add(graph, everything.nodes[name], places)
 
 
 def descendants(artefact: Path, roots: Sequence[Path] = ()) -> list[Node]:

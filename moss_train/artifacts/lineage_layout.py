@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 GAP_X = 32.0
-GAP_Y = 84.0
+GAP_Y = 68.0
 MARGIN = 28.0
 _PASS_WIDTH = 16.0
 _SWEEPS = 12

@@ -172,9 +172,7 @@ def train_stage(
     tracker = _start_tracker(run, config, data, length, flops_per_token, progress, saved is not None) if distributed.rank() == 0 else None
     try:
         if tracker is not None:
-            for parent in [*started_from, *data.parents]:
-                if parent.path is not None:
-                    tracker.uses(Path(parent.path))
+            tracker.uses([*started_from, *data.parents])
         last = _train(run, config, engine, data, plan, length, progress, saver, tracker, resumed=saved is not None)
         if tracker is not None and saver.last_path is not None:
             tracker.made(saver.last_path)

@@ -12,7 +12,9 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,6 +24,9 @@ from moss_train.files import replace_content
 from moss_train.train.loop import StepReport
 
 _log = logging.getLogger("moss_train")
+
+_MOST_SECONDS = 30.0
+"""Time that Weights & Biases gets to take note of an artefact."""
 
 
 def setup_logging(run_dir: Path | None, is_rank0: bool, current_rank: int) -> None:
@@ -142,28 +147,52 @@ class Tracker:
         trained: dict[str, Any] = next((event for event in reversed(self._earlier) if "train/loss" in event), {})
         return {name: value for name, value in trained.items() if name in ("train/loss", "train/accuracy")}
 
-    def uses(self, artefact: Path) -> None:
-        """Tells Weights & Biases that the run was made from an artefact that has a record."""
-        self._edge("use_artifact", artefact)
+    def uses(self, parents: Sequence[lineage.Parent]) -> None:
+        """Tells Weights & Biases what the run is made from: in its configuration, and as input edges to artifacts.
+
+        Without a connection there are no input edges: the library takes them only from a server.
+        """
+        if self._wandb is None or not parents:
+            return
+        inputs = [{"role": parent.role, "id": parent.id, "name": parent.name} for parent in parents]
+        places = [Path(parent.path) for parent in parents if parent.path is not None]
+
+        def tell(wandb_run: Any) -> None:
+            wandb_run.config.update({"lineage_inputs": inputs}, allow_val_change=True)
+            for place in places if not wandb_run.offline else []:
+                if (artifact := _artifact(place)) is not None:
+                    wandb_run.use_artifact(artifact)
+
+        self._tell("what the run is made from", tell)
 
     def made(self, artefact: Path) -> None:
         """Tells Weights & Biases that the run made an artefact."""
-        self._edge("log_artifact", artefact)
 
-    def _edge(self, method: str, artefact: Path) -> None:
+        def tell(wandb_run: Any) -> None:
+            if (artifact := _artifact(artefact)) is not None:
+                wandb_run.log_artifact(artifact)
+
+        self._tell(str(artefact), tell)
+
+    def _tell(self, what: str, tell: Callable[[Any], None]) -> None:
+        """Calls `tell` with the run there; other ranks are waiting, so not for long."""
         if self._wandb is None:
             return
-        try:
-            import wandb
+        failures: list[str] = []
 
-            record = lineage.load(artefact)
-            if record is not None:
-                # The record stands for the content: nothing else is uploaded.
-                described = wandb.Artifact(**lineage_mapping.wandb_artifact(record))
-                described.add_file(str(lineage.record_path(artefact)))
-                getattr(self._wandb, method)(described)
-        except Exception as error:
-            _log.warning(f"Weights & Biases was not told of {artefact} ({error}); its lineage.json has everything")
+        def work(wandb_run: Any) -> None:
+            try:
+                tell(wandb_run)
+            except Exception as error:
+                failures.append(str(error))
+
+        worker = threading.Thread(target=work, args=(self._wandb,), daemon=True)
+        worker.start()
+        worker.join(_MOST_SECONDS)
+        if worker.is_alive():
+            failures.append(f"no answer within {_MOST_SECONDS:.0f} s")
+        if failures:
+            _log.warning(f"Weights & Biases was not told of {what} ({failures[0]}); lineage.json has everything")
 
     def close(self) -> None:
         """Ends reporting on steps and draws the loss."""
@@ -273,6 +302,19 @@ def plot_loss(metrics: Path, image: Path) -> None:
     image.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(image, dpi=120)
     plt.close(figure)
+
+
+def _artifact(artefact: Path) -> Any:
+    """The record of an artefact as an artifact of Weights & Biases, or None where it has none. It stands for the content: no weights are
+    uploaded."""
+    import wandb
+
+    record = lineage.load(artefact)
+    if record is None:
+        return None
+    described = wandb.Artifact(**lineage_mapping.wandb_artifact(record))
+    described.add_file(str(lineage.record_path(artefact)), name=lineage.FILE_NAME)
+    return described
 
 
 def _start_wandb(config: TrackingConfig, run_dir: Path, resolved: dict[str, Any]) -> Any:
