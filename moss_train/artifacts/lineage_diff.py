@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from moss_train.artifacts.lineage_verify import short
 
 SECTIONS = ("kind", "stage", "config", "data", "parents", "metrics", "counts", "details", "licences", "code", "environment", "files")
 _MISSING = "-"
+_HASH = re.compile(r"[0-9a-f]{32,64}")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,10 @@ class Difference:
     @staticmethod
     def spell(value: Any) -> str:
         """A value as text."""
-        return _MISSING if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+        if isinstance(value, float):
+            return f"{value:.6g}"
+        text = _MISSING if value is None else str(value)
+        return text[:12] if _HASH.fullmatch(text) else text
 
 
 def differences(left: Record, right: Record) -> list[Difference]:

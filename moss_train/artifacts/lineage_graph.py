@@ -191,6 +191,8 @@ def _add_descendants(graph: Graph, places: Places) -> None:
         if record is not None and record.id not in graph.nodes:
             candidates.append(record.id)
             _add(everything, Node(record.id, name_of(path), path, record), places)
+            # As the roots were given, also where it was met before as a parent.
+            everything.nodes[record.id].path = path
     ancestors = {name: everything.ancestors(name) for name in candidates}
     below = [name for name, found in ancestors.items() if root.id in found]
     graph.made_from_it = sorted(below, key=lambda name: (len(ancestors[name]), everything.nodes[name].name))

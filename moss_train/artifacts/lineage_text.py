@@ -97,9 +97,9 @@ def data_lines(node: Node) -> list[str]:
 
 def names_own_data(graph: Graph, node: Node) -> bool:
     """Whether its data are not those that a parent names already."""
-    inherited = {
-        source.sha256 for _, parent in graph.edges(node.id) if parent in graph.nodes for source in graph.nodes[parent].lineage.data
-    }
+    parents = [graph.nodes[parent] for _, parent in graph.edges(node.id) if parent in graph.nodes]
+    inherited = {source.sha256 for parent in parents for source in parent.lineage.data}
+    inherited |= {entry.sha256 for parent in parents if parent.record is not None for entry in parent.record.files.values()}
     return any(source.sha256 not in inherited for source in node.lineage.data)
 
 

@@ -41,10 +41,8 @@ def test_the_whole_chain_is_recorded_and_verifies(runs: Runs) -> None:
     kinds = sorted(found.lineage.kind for _, found in report.checked if found is not None)
     assert kinds == ["checkpoint", "checkpoint", "data", "data", "export", "export", "rendered", "rendered", "tokenizer"]
     graph = family(runs.chat / "export")
-    parents = {
-        graph.nodes[name].name: [(role, graph.nodes[parent].name.split("-")[0]) for role, parent in graph.edges(name)]
-        for name in graph.nodes
-    }
+    short = {name: node.name.split("-")[0] for name, node in graph.nodes.items()}
+    parents = {graph.nodes[name].name: [(role, short[parent]) for role, parent in graph.edges(name)] for name in graph.nodes}
     # What a checkpoint or rendered data state is not drawn twice.
     assert parents["chat/export"] == [("source", "chat/step")]
     assert parents["chat/step-00000010"] == [("init", "base/export"), ("data", "documents")]
@@ -63,26 +61,25 @@ def test_the_whole_chain_is_recorded_and_verifies(runs: Runs) -> None:
 
 
 def test_the_cache_entries_have_records_of_what_they_hold(runs: Runs) -> None:
-    entries = {
-        record(path).lineage.data[0].name + path.name.split("-")[0]: record(path)
-        for path in (runs.root / "cache").iterdir()
-        if (path / "lineage.json").is_file()
-    }
-    assert set(entries) == {"dialogues.jsonldocuments", "more.jsonldocuments", "dialogues.jsonltokenizer"}
-    rendered, tokenizer = entries["dialogues.jsonldocuments"].lineage, entries["dialogues.jsonltokenizer"].lineage
+    entries = {}
+    for path in (runs.root / "cache").iterdir():
+        if (found := lineage.load(path)) is not None:
+            entries[found.lineage.kind, found.lineage.data[0].name] = found
+    assert set(entries) == {("rendered", "dialogues.jsonl"), ("rendered", "more.jsonl"), ("tokenizer", "dialogues.jsonl")}
+    rendered, tokenizer = entries["rendered", "dialogues.jsonl"].lineage, entries["tokenizer", "dialogues.jsonl"].lineage
     assert [(parent.role, parent.name) for parent in rendered.parents][:1] == [("data", "dialogues.jsonl")]
     assert rendered.data[0].records == 200
     assert rendered.data[0].sha256 == record(runs.data).files["dialogues.jsonl"].sha256
     assert rendered.details["counts"]["tokens"] > 1000
     assert tokenizer.details["tokenizer_fingerprint"] == rendered.details["tokenizer_fingerprint"]
     assert tokenizer.data[0].records == 200
-    assert "ENTRY.json" in entries["dialogues.jsonldocuments"].files
+    assert "ENTRY.json" in entries["rendered", "dialogues.jsonl"].files
 
 
 def test_a_moved_run_verifies(runs: Runs, tmp_path: Path) -> None:
     """With its family, and without it."""
     shutil.copytree(runs.root, tmp_path / "elsewhere" / "all")
-    report = verify(tmp_path / "elsewhere" / "all" / "runs" / "second" / "export")
+    report = verify(tmp_path / "elsewhere" / "all" / "runs" / "chat" / "export")
     assert (report.problems, report.absent) == ([], [])
     shutil.copytree(runs.chat / "export", tmp_path / "1" / "2" / "3" / "4" / "5" / "model")
     report = verify(tmp_path / "1" / "2" / "3" / "4" / "5" / "model")
