@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from moss_train import files
-from moss_train.artifacts import card, lineage
+from moss_train.artifacts import card, lineage, lineage_verify
 from moss_train.artifacts.config import ExportJobConfig
 from moss_train.errors import DiskFullError, UsageError
 
@@ -157,6 +157,7 @@ def main(config: ExportJobConfig) -> None:
     source, out = Path(config.model), Path(config.out)
     if out.exists():
         raise UsageError(f"out={out} exists; a finished artefact is never changed. Name another directory")
+    lineage_verify.require(source, "model", "remove its lineage.json; its history is lost with it", _log.info, reads=False)
     model = load_model(source, dtype="auto", allow_pickle=config.allow_pickle)
     tokenizer = MossTokenizer.load(config.tokenizer or source)
     kept = {str(dtype): name for name, dtype in DTYPES.items()}[str(next(model.parameters()).dtype)]
@@ -172,6 +173,7 @@ def main(config: ExportJobConfig) -> None:
         metrics=before.get("metrics", {}),
         # How it was trained tells how it is to be prompted, whatever its number format.
         details={**before.get("details", {}), "parameters": sum(p.numel() for p in model.parameters())},
+        number_format=dtype,
     )
     parameters = ((name, parameter.detach()) for name, parameter in model.named_parameters())
     max_shard_bytes = int(config.max_shard_gb * 1e9)

@@ -6,6 +6,7 @@ model first writes `Inner Thoughts` up to `<eot>` and `Commands` up to `<eoc>`.
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from moss_train.artifacts import lineage
+from moss_train.artifacts import lineage, lineage_verify
 from moss_train.config import Plugin
 from moss_train.data.dialogue import KIND_BY_NAME, Dialogue, Turn, meta_instruction
 from moss_train.data.formats import parse
@@ -30,6 +31,8 @@ from moss_train.model.loading import load_model
 def load(config: GenerateConfig) -> tuple[CodeGenLM, MossTokenizer, torch.device]:
     """The model, ready to generate on the GPU where there is one, and its tokenizer."""
     directory = Path(config.model)
+    say = logging.getLogger("moss_train").debug
+    lineage_verify.require(directory, "model", "remove its lineage.json; its history is lost with it", say, reads=False)
     dtypes: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     model = load_model(directory, dtype=dtypes[config.dtype.value], allow_pickle=config.allow_pickle)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

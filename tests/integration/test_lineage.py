@@ -128,6 +128,20 @@ def test_a_run_does_not_start_with_a_changed_tokenizer(runs: Runs, tmp_path: Pat
     assert "tokenizer_config.json is changed" in refused(runs, tmp_path / "run", f"tokenizer.path={tmp_path}/tokenizer")
 
 
+def test_other_jobs_look_at_sizes_and_the_record(runs: Runs, tmp_path: Path) -> None:
+    """Enough for a file that was cut or is missing, at no cost."""
+    shutil.copytree(runs.base / "export", tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").unlink()
+    for script, arguments in (("scripts/generate.py", ["prompt=hello"]), ("scripts/export.py", [f"out={tmp_path}/out"])):
+        result = forked(1, script, f"model={tmp_path}/model", *arguments)
+        assert result.returncode == 4
+        assert "generation_config.json is missing" in result.stderr
+        assert "Traceback" not in result.stderr
+    found = record(runs.chat / "export-fp16").lineage
+    assert (found.number_format, found.parents[0].role) == ("fp16", "source")
+    assert verify(runs.chat / "export-fp16").problems == []
+
+
 def test_the_commands_work_without_torch(runs: Runs) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
