@@ -148,7 +148,7 @@ def test_the_picture_says_what_a_person_asks(family: Family) -> None:
         "Lineage of sft/export",
         "8 artefacts · 1 training · 1,000 tokens · 6 GFLOPs",
         "valid/loss 2.125",
-        "all.jsonl · 2 records · CC-BY-4.0",
+        "chat.jsonl · 2 records · CC-BY-4.0",
         "8 bits plain",
         "MADE ELSEWHERE",
         "licence bsd-3-clause",
