@@ -29,7 +29,6 @@ from moss_train.train import manifest as manifests
 from tests import checkpoints
 
 HIDDEN = 16
-INT8 = {"F32": np.float32, "I8": np.int8}
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,8 @@ class Family:
         return Family(root, *(root / getattr(self, name).relative_to(self.root) for name in list(self.__dict__)[1:]))
 
 
-def make(root: Path) -> Family:
-    """Makes the family below an empty directory."""
+def make(root: Path, seed: int = 7) -> Family:
+    """Makes the family below an empty directory; with another seed, an export with other weights (and what is made from it)."""
     root.mkdir(parents=True, exist_ok=True)
     data = _convert(root / "data")
     tokenizer = MossTokenizer.train(["the quick brown fox", "你好，世界"], 290)
@@ -72,7 +71,7 @@ def make(root: Path) -> Family:
         "checkpoint", "sft", parents, [source], {"optim": {"lr": 1e-3}}, 1000, 800, 6e9, number_format="fp32", details={"step": 2}
     )
     checkpoint = _checkpoint(root / "runs" / "sft" / "checkpoints", record)
-    export = _export(root / "runs" / "sft" / "export", [lineage.parent_of(checkpoint, "source"), *parents], record, tokenizer)
+    export = _export(root / "runs" / "sft" / "export", [lineage.parent_of(checkpoint, "source"), *parents], record, tokenizer, seed)
     return Family(
         root, data, root / "tokenizer", base, rendered, checkpoint, export, _variant(export, tokenizer), _evaluation(root, export)
     )
@@ -124,9 +123,9 @@ def model_config(rows: int) -> CodeGenConfig:
     )
 
 
-def _export(out: Path, parents: list[Parent], trained: lineage.Lineage, tokenizer: MossTokenizer) -> Path:
+def _export(out: Path, parents: list[Parent], trained: lineage.Lineage, tokenizer: MossTokenizer, seed: int) -> Path:
     config = model_config(tokenizer.vocab_size)
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     shapes = parameter_shapes(config)
     parameters = ((name, torch.randn(shape, generator=generator)) for name, shape in shapes.items())
     details = {**trained.details, "tokenizer_fingerprint": tokenizer.fingerprint, "parameters": 11_000}

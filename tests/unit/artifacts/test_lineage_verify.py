@@ -261,7 +261,7 @@ def test_a_renamed_checkpoint_is_good(own: Family) -> None:
 
 
 def test_replaced_parent(own: Family, tmp_path: Path) -> None:
-    other = make(tmp_path / "other")
+    other = make(tmp_path / "other", seed=8)
     shutil.rmtree(own.export)
     shutil.copytree(other.export, own.export)
     for child in (own.variant, own.evaluation):
@@ -276,7 +276,7 @@ def test_replaced_parent(own: Family, tmp_path: Path) -> None:
 
 def test_a_parent_moved_aside_is_found_although_another_stands_in_its_place(own: Family, tmp_path: Path) -> None:
     """As when a run directory is used again."""
-    other = make(tmp_path / "other")
+    other = make(tmp_path / "other", seed=8)
     own.checkpoint.parent.parent.rename(own.root / "runs" / "sft.1")
     shutil.copytree(other.checkpoint.parent.parent, own.root / "runs" / "sft")
     report = verify(own.root / "runs" / "sft.1" / "export-int8")
