@@ -60,7 +60,11 @@ HYDRA_SETTINGS = {
 MUST_BE_GIVEN = {"init_from": "a model directory, or init_from=null for random weights"}
 """What to say of a missing value, where its name does not say it."""
 
-TOOLS = {"data": "moss_train.data.tool:main", "checkpoint": "moss_train.train.listing:main"}
+TOOLS = {
+    "data": "moss_train.data.tool:main",
+    "checkpoint": "moss_train.train.listing:main",
+    "lineage": "moss_train.artifacts.lineage_tool:main",
+}
 
 
 def entry() -> None:

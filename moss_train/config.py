@@ -349,6 +349,8 @@ class StageConfig:
     init_from: str | None = "???"
     """Model directory to start from: an export, or a stock Hugging Face CodeGen or MOSS directory. null means random weights, and has to be
     said: a long run from nothing by accident is dear."""
+    init_unverified: bool = False
+    """Start from `init_from` and `tokenizer.path` even where they are not what their lineage.json says."""
     allow_pickle: bool = False
     """Accept pickled `.bin` weights in `init_from`; they are read through torch's restricted loader."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import threading
@@ -15,6 +16,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 TRASH_PREFIX = ".trash-"
 """Directories on their way out; whoever finds one may finish the removal."""
@@ -159,6 +161,25 @@ def hash_file(path: Path, progress: Callable[[], None] | None = None) -> FileEnt
             if progress is not None:
                 progress()
     return FileEntry(size, digest.hexdigest())
+
+
+def seal(record: dict[str, Any]) -> bytes:
+    """A record as JSON with its own hash: one spelling for one record, so that a changed byte is a changed file."""
+    return _spell({**record, "sha256": hashlib.sha256(_spell(record)).hexdigest()})
+
+
+def unseal(content: bytes) -> dict[str, Any] | None:
+    """The record that `seal` was given, or None where `content` is not, byte for byte, what it made of one."""
+    try:
+        record: Any = json.loads(content)
+        record.pop("sha256")
+        return record if seal(record) == content else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _spell(record: Any) -> bytes:
+    return (json.dumps(record, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode()
 
 
 def try_lock(descriptor: int) -> bool:

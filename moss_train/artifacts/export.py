@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from moss_train import files
-from moss_train.artifacts import card, lineage
+from moss_train.artifacts import card, lineage, lineage_verify
 from moss_train.artifacts.config import ExportJobConfig
 from moss_train.artifacts.layouts import layout_config, rename
 from moss_train.artifacts.reopen import Tracer, compare, iterate_parameters, reopened_logits
@@ -91,7 +91,7 @@ def write_export(
         if tracer.logits is None:
             raise RuntimeError("not every parameter of the model was given")
         compare(tracer.logits, reopened_logits(partial, ids, layout), out)
-        record.details |= {"layout": layout, "dtype": dtype}
+        record.details["layout"], record.number_format = layout, dtype
         (partial / "README.md").write_text(card.render(out.name, model_config, record), encoding="utf-8")
         identity = lineage.write(partial, record)
         for path in partial.iterdir():
@@ -181,6 +181,7 @@ def main(config: ExportJobConfig) -> None:
     source, out = Path(config.model), Path(config.out)
     if out.exists():
         raise UsageError(f"out={out} exists; a finished artefact is never changed. Name another directory")
+    lineage_verify.require(source, "model", "remove its lineage.json; its history is lost with it", _log.info, reads=False)
     model_config = read_model_config(source)
     check_weights(source, model_config, config.allow_pickle)
     tokenizer = MossTokenizer.load(config.tokenizer or source)

@@ -73,7 +73,14 @@ class Cache:
         path = self.path(kind, key)
         return path if is_whole(path) else None
 
-    def get(self, kind: str, key: str, make: Callable[[Path], dict[str, Any]], say: Say) -> tuple[Path, bool]:
+    def get(
+        self,
+        kind: str,
+        key: str,
+        make: Callable[[Path], dict[str, Any]],
+        say: Say,
+        seal: Callable[[Path], Any] | None = None,
+    ) -> tuple[Path, bool]:
         """An entry, made where it is missing.
 
         Args:
@@ -81,6 +88,7 @@ class Cache:
             key: From `key_of`.
             make: Writes its files into an empty directory, and returns what ENTRY.json is to say of them.
             say: Told of what takes time.
+            seal: Called on the whole entry, ENTRY.json included, before it gets its name; what it writes is not needed to use the entry.
 
         Returns:
             The entry, and whether it was made now.
@@ -97,7 +105,7 @@ class Cache:
                 if is_whole(path):
                     return path, False
                 self._clean(path, say, alone)
-                self._make(path, make)
+                self._make(path, make, seal)
         except OSError as error:
             if files.is_disk_full(error):
                 raise DiskFullError(f"no space is left at {self.directory} for the data cache; free some, or set data.cache") from error
@@ -115,7 +123,7 @@ class Cache:
             say(f"the cache entry {path} is incomplete; it is made again")
             files.remove_directory(path)
 
-    def _make(self, path: Path, make: Callable[[Path], dict[str, Any]]) -> None:
+    def _make(self, path: Path, make: Callable[[Path], dict[str, Any]], seal: Callable[[Path], Any] | None) -> None:
         partial = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
         partial.mkdir()
         try:
@@ -126,6 +134,11 @@ class Cache:
                 sizes[file.name] = file.stat().st_size
             content = json.dumps({**entry, "files": sizes}, ensure_ascii=True, indent=1)
             files.write_new(partial / ENTRY, content.encode())
+            if seal is not None:
+                seal(partial)
+                for file in partial.iterdir():
+                    if file.name not in sizes:
+                        files.sync_file(file)
             files.sync_directory(partial)
             try:
                 files.rename(partial, path)

@@ -6,23 +6,29 @@ import argparse
 import gzip
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
+from moss_train.artifacts import lineage, lineage_kinds
 from moss_train.data import formats
+from moss_train.data.fingerprint import combined
 from moss_train.data.new_file import NewFile
+from moss_train.data.paths import find_files, split_limit
 from moss_train.data.records import ProblemList, RecordError
 from moss_train.data.selection import Example, add_reading, select
 from moss_train.data.terminal import Screen, count, visible
-from moss_train.errors import DataError, UsageError
+from moss_train.errors import DataError, DiskFullError, UsageError
+from moss_train.files import hash_file, is_disk_full
 
 HELP = "write dialogues in another format or container"
 DESCRIPTION = """Writes the dialogues of PATH... to OUT in one format, so that reading OUT gives the same dialogues: ids, roles, tools, and
 what carries loss. OUT ends in .jsonl, .jsonl.gz, .jsonl.zst or .parquet and must not exist; it appears when it is complete. A dialogue that
-the format cannot hold, and a bad record, is told by file and line, and nothing is written (exit code 3), unless --skip leaves it out."""
+the format cannot hold, and a bad record, is told by file and line, and nothing is written (exit code 3), unless --skip leaves it out.
+OUT.lineage.json beside it says what it was made from."""
 OUTPUTS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _BATCH_ROWS = 1024
 
@@ -33,6 +39,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("out", type=Path, metavar="OUT", help="the file to make")
     command.add_argument("--to", required=True, choices=list(formats.FORMATS), metavar="FORMAT", help=", ".join(formats.FORMATS))
     command.add_argument("--skip", action="store_true", help="leave out bad records and dialogues that the format cannot hold")
+    command.add_argument("--licence", metavar="NAME", help="licence of the dialogues, for the record of what is made from them")
 
 
 def convert(arguments: argparse.Namespace) -> int:
@@ -46,9 +53,16 @@ def convert(arguments: argparse.Namespace) -> int:
     counts: Counter[str] = Counter()
     by_format: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
+    read: list[int] = []
+
+    def examples() -> Iterator[Example]:
+        for spec in selection.specs:
+            before = counts["records"]
+            yield from replace(selection, specs=[spec]).examples(problems.add, counts)
+            read.append(counts["records"] - before)
 
     def lines() -> Iterator[bytes]:
-        for example in selection.examples(problems.add, counts):
+        for example in examples():
             try:
                 record = formats.write(example.dialogue, arguments.to)
             except DataError as error:
@@ -77,6 +91,8 @@ def convert(arguments: argparse.Namespace) -> int:
             raise DataError(f"{head} Choose another --to, repair them, or leave them out with --skip.")
         if not by_format:
             raise DataError(f"{', '.join(selection.specs)}: no dialogue is left to write; {out} was not made.")
+    details = {"format": arguments.to, "left_out": dict(problems.counts)}
+    write_record(out, selection.specs, read, by_format.total(), details, arguments.licence)
     formats_read = ", ".join(f"{name} {number:,}" for name, number in by_format.most_common())
     console.print(f"{out}: {count(by_format.total(), 'dialogue')} written as {arguments.to} (read as {formats_read})", markup=False)
     if problems.counts:
@@ -88,6 +104,23 @@ def convert(arguments: argparse.Namespace) -> int:
         note = f"the key {visible(key)!r} of {count(number, 'record')} (no part of a dialogue)"
         console.print(f"not carried over: {note}", markup=False)
     return 0
+
+
+def write_record(out: Path, specs: Sequence[str], read: Sequence[int], written: int, details: dict[str, Any], licence: str | None) -> None:
+    """Writes OUT.lineage.json: what was read, by hash and number of records, and what that was made from where it has a record."""
+    data, parents = [], []
+    for spec, records in zip(specs, read, strict=True):
+        pattern, limit = split_limit(spec)
+        paths = find_files(pattern)
+        digest = combined([str(path) for path in paths], [hash_file(path).sha256 for path in paths], limit)
+        name = spec.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+        data.append(lineage.Source(name, digest, records, "source", licence or lineage_kinds.licence_of(paths)))
+        parents += [parent for path in paths for parent in lineage.recorded_parent(path, "source")]
+    try:
+        lineage.write(out, lineage_kinds.dialogues("convert", parents, data, written, details))
+    except OSError as error:
+        kind = DiskFullError if is_disk_full(error) else UsageError
+        raise kind(f"{out} was made, but its record {lineage.record_path(out)} cannot be written: {error.strerror or error}") from error
 
 
 def _keys_left_out(example: Example) -> list[str]:

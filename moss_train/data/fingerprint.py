@@ -29,6 +29,13 @@ def stamp(path: Path) -> Stamp:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
+def combined(paths: Sequence[str], hashes: Sequence[str], limit: int | None) -> str:
+    """The sha256 of one file taken whole; else a hash over what stands for the records of several: hashes, forms, and the limit."""
+    if len(hashes) == 1 and limit is None:
+        return hashes[0]
+    return key_of([hashes, [Path(name).suffixes for name in paths], limit])
+
+
 def hash_inputs(paths: Sequence[Path], cache: Cache, progress: Callable[[], None] | None = None) -> list[str]:
     """The sha256 of each file, read only where it is not known from before.
 

@@ -6,6 +6,7 @@ import glob
 import re
 from pathlib import Path
 
+from moss_train.artifacts.lineage import FILE_NAME, SUFFIX
 from moss_train.data.streams import COMPRESSIONS
 from moss_train.errors import DataError
 
@@ -16,6 +17,9 @@ _NEVER_PACKED = (".parquet", ".arrow")
 
 def form_of(path: Path) -> str | None:
     """One of `FORMS`, whether packed or not; None: files with this name are not read."""
+    if path.name == FILE_NAME or path.name.endswith(SUFFIX):
+        # What tells where a file comes from is not data, although it lies among them.
+        return None
     suffix = path.suffix.lower()
     if suffix in COMPRESSIONS:
         suffix = Path(path.stem).suffix.lower()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from moss_train.artifacts import lineage
+from moss_train.artifacts import lineage, lineage_verify
 from moss_train.config import Plugin
 from moss_train.data.dialogue import Dialogue, Turn, meta_instruction
 from moss_train.data.tokenizer import MossTokenizer
@@ -63,6 +63,7 @@ class Speaker:
     def __init__(self, config: GenerateConfig, batch_size: int):
         self.config = config
         directory = Path(config.model)
+        lineage_verify.require(directory, "model", "remove its lineage.json; its history is lost with it", _log.debug, reads=False)
         self.device = _device()
         model_config = read_model_config(directory)
         dtype = _DTYPES.get(config.dtype.value) or _fitting(stored_dtype(directory, config.allow_pickle), self.device)

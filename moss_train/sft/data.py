@@ -20,7 +20,7 @@ import numpy.typing as npt
 import tokenizers
 
 from moss_train import files
-from moss_train.artifacts.lineage import Source
+from moss_train.artifacts import lineage, lineage_kinds
 from moss_train.data import render_files
 from moss_train.data.cache import Cache, key_of, read_entry
 from moss_train.data.dialogue import meta_instruction
@@ -41,6 +41,7 @@ Say = Callable[[str], None]
 
 _PLAN_VERSION = 1
 REJECTS = "rejects.jsonl"
+_MOST_TOKENIZER_BYTES = 64 * 2**20
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Rows:
     valid_rows: RowDataset | None
     config: SFTConfig
     tokenizer: MossTokenizer
-    sources: list[Source]
+    sources: list[lineage.Source]
     details: dict[str, Any]
     rejects: list[dict[str, str]]
     """The records left out, as `{"origin", "code", "problem"}`."""
@@ -109,8 +110,17 @@ def render_settings(config: DialogueDataConfig, seed: int) -> RenderSettings:
     )
 
 
-def render_inputs(config: SFTConfig, inputs: Sequence[Input], tokenizer: MossTokenizer, say: Say) -> list[str]:
+def render_inputs(
+    config: SFTConfig, inputs: Sequence[Input], tokenizer: MossTokenizer, say: Say, tokenizer_directory: Path | None = None
+) -> list[str]:
     """Renders what is not in the cache yet, and plans the rows; called on one rank of a machine.
+
+    Args:
+        config: Of the run.
+        inputs: What to render.
+        tokenizer: Gives the ids.
+        say: Told of what takes time.
+        tokenizer_directory: Where it came from, for the record of what is rendered.
 
     Returns:
         The entry of each input.
@@ -132,7 +142,13 @@ def render_inputs(config: SFTConfig, inputs: Sequence[Input], tokenizer: MossTok
                 raise DataError(f"{found.spec} was changed since it was first read; give the same command again when it is left alone")
             return made
 
-        entry, _ = cache.get("documents", key, make, say)
+        def seal(out: Path, found: Input = found) -> None:
+            report = read_report(out)
+            parents = [*found.parents(), *(lineage.recorded_parent(tokenizer_directory, "tokenizer") if tokenizer_directory else [])]
+            shaped = {**asdict(settings), "tokenizer_fingerprint": tokenizer.fingerprint}
+            lineage.write(out, lineage_kinds.rendered("sft", parents, found.source(report.records), shaped, dict(report.counts)))
+
+        entry, _ = cache.get("documents", key, make, say, seal)
         # Known from before, or rendered for another run that skipped more.
         check_report(read_report(entry), data, found)
         entries.append(str(entry))
@@ -280,7 +296,7 @@ def open_rows(config: SFTConfig, inputs: Sequence[Input], entries: Sequence[str]
     }
     if weights:
         details["mixture"] = {pool.name: pool.weight for pool in pools["train"]}
-    sources = [Source(found.name, found.sha256, report.records, found.role, found.licence) for found, report in zip(inputs, reports)]
+    sources = [found.source(report.records) for found, report in zip(inputs, reports)]
     rejects = [
         one
         for found, entry, report in zip(inputs, entries, reports)
@@ -288,6 +304,18 @@ def open_rows(config: SFTConfig, inputs: Sequence[Input], entries: Sequence[str]
         for one in StoredDocuments(Path(entry), found.files).rejects()
     ]
     return Rows(train, valid, config, tokenizer, sources, details, rejects)
+
+
+def parents_of_rows(config: SFTConfig, tokenizer_directory: Path, entries: Sequence[str]) -> list[lineage.Parent]:
+    """The rendered data, and the tokenizer where it is not that of `init_from`, as parents of what is trained."""
+    found = [parent for entry in dict.fromkeys(entries) for parent in lineage.recorded_parent(Path(entry), "data")]
+    if config.tokenizer.path is None and config.init_from is not None:
+        return found
+    if lineage.record_path(tokenizer_directory).is_file():
+        return [*found, *lineage.recorded_parent(tokenizer_directory, "tokenizer")]
+    sizes = (path.stat().st_size for path in tokenizer_directory.rglob("*") if path.is_file())
+    # Without a record it is named by the hash of its files, unless a whole model stands there: the fingerprint in the details has to do.
+    return [*found, lineage.parent_of(tokenizer_directory, "tokenizer")] if sum(sizes) < _MOST_TOKENIZER_BYTES else found
 
 
 def _together(pools: Sequence[Pool]) -> Pool:

@@ -10,9 +10,10 @@ from typing import Any
 
 import tokenizers
 
+from moss_train.artifacts import lineage, lineage_kinds
 from moss_train.data import formats
 from moss_train.data.cache import Cache, default_directory, key_of
-from moss_train.data.fingerprint import hash_inputs
+from moss_train.data.fingerprint import combined, hash_inputs
 from moss_train.data.records import RecordError, find_files, read_records, split_limit
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.sft.config import DialogueDataConfig
@@ -54,7 +55,15 @@ class Input:
     @property
     def sha256(self) -> str:
         """Of the file, where it is one file taken whole; else over all of its files."""
-        return self.hashes[0] if len(self.hashes) == 1 and self.limit is None else key_of(self.content)
+        return combined(self.files, self.hashes, self.limit)
+
+    def source(self, records: int) -> lineage.Source:
+        """Itself, for a record of lineage."""
+        return lineage.Source(self.name, self.sha256, records, self.role, self.licence)
+
+    def parents(self) -> list[lineage.Parent]:
+        """Those of its files that this project wrote."""
+        return [parent for name in self.files for parent in lineage.recorded_parent(Path(name), "data")]
 
 
 def open_cache(config: DialogueDataConfig) -> Cache:
@@ -69,17 +78,19 @@ def find_inputs(config: DialogueDataConfig) -> list[Input]:
         DataError: A path is missing or holds nothing readable.
     """
     cache = open_cache(config)
-    train, valid, licence = _weighted(config.train), _weighted(config.valid), None
+    train, valid = _weighted(config.train), _weighted(config.valid)
+    folder = resources.files("moss_train.data.bundled")
     if not train:
-        folder = resources.files("moss_train.data.bundled")
-        train, licence = [(str(folder / "dialogues_train.jsonl"), None)], BUNDLED_LICENCE
+        train = [(str(folder / "dialogues_train.jsonl"), None)]
         valid = valid or [(str(folder / "dialogues_dev.jsonl"), None)]
     found = []
     for role, specs in (("train", train), ("valid", valid)):
         for spec, weight in specs:
             pattern, limit = split_limit(spec)
             paths = find_files(pattern)
-            found.append(Input(spec, [str(path) for path in paths], hash_inputs(paths, cache), limit, weight, role, licence))
+            hashes = hash_inputs(paths, cache)
+            licence = BUNDLED_LICENCE if Path(pattern).parent == Path(str(folder)) else lineage_kinds.licence_of(paths)
+            found.append(Input(spec, [str(path) for path in paths], hashes, limit, weight, role, licence))
     return found
 
 
@@ -94,26 +105,38 @@ def _weighted(value: Any) -> list[tuple[str, float | None]]:
 def train_tokenizer(config: DialogueDataConfig, inputs: Sequence[Input], vocab_size: int, say: Say) -> str:
     """The directory of a small tokenizer trained on the training dialogues, kept in the cache."""
     train = [found for found in inputs if found.role == "train"]
+    records = [0] * len(train)
+    trained: list[MossTokenizer] = []
 
     def make(out: Path) -> dict[str, Any]:
-        tokenizer = MossTokenizer.train(_texts(config, train), vocab_size)
+        tokenizer = MossTokenizer.train(_texts(config, train, records), vocab_size)
+        trained.append(tokenizer)
         tokenizer.save(out)
         say(f"tokenizer: trained on the training dialogues, {tokenizer.size} tokens")
         return {}
 
+    def seal(out: Path) -> None:
+        data = [found.source(count) for found, count in zip(train, records) if count]
+        (made,) = trained
+        lineage.write(out, lineage_kinds.tokenizer("sft", data, made.size, made.vocab_size, made.fingerprint))
+
     key = key_of("tokenizer v1", [found.content for found in train], config.format.value, vocab_size, tokenizers.__version__)
-    return str(open_cache(config).get("tokenizer", key, make, say)[0])
+    return str(open_cache(config).get("tokenizer", key, make, say, seal)[0])
 
 
-def _texts(config: DialogueDataConfig, inputs: Sequence[Input]) -> Iterator[str]:
-    """Text to train a tokenizer on: every content of the dialogues, up to a bound. Bad records are told of when they are rendered."""
+def _texts(config: DialogueDataConfig, inputs: Sequence[Input], records: list[int]) -> Iterator[str]:
+    """Text to train a tokenizer on: every content of the dialogues, up to a bound. Bad records are told of when they are rendered.
+
+    `records` is counted up: those used of each input.
+    """
     left = TOKENIZER_TRAINING_CHARACTERS
-    for found in inputs:
+    for number, found in enumerate(inputs):
         for record in read_records(found.spec, on_error=lambda error: None):
             try:
                 dialogue = formats.parse(record.value, record.origin, config.format.value)
             except RecordError:
                 continue
+            records[number] += 1
             parts = [dialogue.meta_instruction]
             for turn in dialogue.turns:
                 parts += [part for part in (turn.human, turn.thoughts, turn.commands, turn.results, turn.moss) if part]

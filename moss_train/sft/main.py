@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ def main(config: SFTConfig) -> float:
     from moss_train.artifacts.export import write_export
     from moss_train.data.loader import StepPlan
     from moss_train.data.tokenizer import MossTokenizer
-    from moss_train.sft.data import open_rows, render_inputs
+    from moss_train.sft.data import open_rows, parents_of_rows, render_inputs
     from moss_train.sft.inputs import Input, find_inputs
     from moss_train.train import engine as distributed
     from moss_train.train.resume import find_checkpoint
@@ -39,13 +39,14 @@ def main(config: SFTConfig) -> float:
         StepPlan(config.train.global_batch_size, config.train.micro_batch_size, distributed.world_size())
         distributed.check_section(config.deepspeed)
         saved = find_checkpoint(run)
+        run.once_per_machine("what the run starts from", lambda: verify_start(config, run.log))
         model_config = run.together(lambda: architecture(config, run.log))
         found = run.once_per_machine("the data files", lambda: [asdict(one) for one in find_inputs(config.data)])
         inputs = [Input(**one) for one in found]
         trained = run.once_per_machine("the tokenizer", lambda: tokenizer_directory(config, inputs, run.log))
         tokenizer = run.together(lambda: MossTokenizer.load(trained))
         model_config = run.together(lambda: fit_vocabulary(config, model_config, tokenizer))
-        entries = run.once_per_machine("the data to be rendered", lambda: render_inputs(config, inputs, tokenizer, run.log))
+        entries = run.once_per_machine("the data to be rendered", lambda: render_inputs(config, inputs, tokenizer, run.log, Path(trained)))
         rows = run.together(lambda: open_rows(config, inputs, entries, tokenizer, run.log))
         run.together(lambda: say_rejects(rows, run) if distributed.rank() == 0 else None)
         run.agree("the rows", rows.fingerprint)
@@ -58,7 +59,9 @@ def main(config: SFTConfig) -> float:
             max_shard_bytes=int(config.export.max_shard_gb * 1e9),
             writes=distributed.rank() == 0,
         )
-        last = train_stage(run, config, partial(build, config, model_config, run.log), rows.stage_data(), export, saved)
+        stage_data = rows.stage_data()
+        stage_data.parents = run.together(lambda: parents_of_rows(config, Path(trained), entries) if distributed.rank() == 0 else [])
+        last = train_stage(run, config, partial(build, config, model_config, run.log), stage_data, export, saved)
     return last.get("valid/loss", last.get("train/loss", float("nan")))
 
 
@@ -67,6 +70,27 @@ def verify(config: VerifySFTConfig) -> None:
     from moss_train.train.verify import verify_resume
 
     verify_resume(config, config.verify, main)
+
+
+def verify_start(config: SFTConfig, say: Callable[[str], None]) -> None:
+    """Refuses a model or a tokenizer that is not what its lineage.json says, every byte read unless it is known from before.
+
+    Raises:
+        CheckpointError: Naming each file and what is wrong with it.
+    """
+    from moss_train.artifacts.lineage_verify import require
+    from moss_train.data.fingerprint import hash_inputs
+    from moss_train.sft.inputs import open_cache
+
+    given = {"init_from": config.init_from, "tokenizer.path": config.tokenizer.path}
+    for key, directory in given.items():
+        if directory is None:
+            continue
+        if config.init_unverified:
+            say(f"WARNING: {key}={directory} is not verified (init_unverified=true)")
+            continue
+        cache = open_cache(config.data)
+        require(Path(directory), key, "init_unverified=true", say, lambda paths, cache=cache: hash_inputs(paths, cache))  # type: ignore[misc]
 
 
 def architecture(config: SFTConfig, say: Any) -> Any:

@@ -10,14 +10,11 @@ the directories, newest first, and take the first one whose every byte is as it 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from moss_train import files
 from moss_train.errors import CheckpointError
@@ -56,8 +53,7 @@ class Manifest:
 
     def encode(self) -> bytes:
         """The content of MANIFEST.json: one spelling for one manifest, so that a changed byte is a changed file."""
-        record = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        return _spell({**record, "sha256": hashlib.sha256(_spell(record)).hexdigest()})
+        return files.seal({"format": FORMAT, "version": VERSION, **asdict(self)})
 
 
 class DamagedError(Exception):
@@ -88,13 +84,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
         content = path.read_bytes()
     except OSError as error:
         raise DamagedError(f"{FILE_NAME} cannot be read: {error.strerror or error}") from error
-    try:
-        record: Any = json.loads(content)
-        known = record.pop("sha256")
-        whole = hashlib.sha256(_spell(record)).hexdigest() == known and content == _spell({**record, "sha256": known})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        whole = False
-    if not whole:
+    record = files.unseal(content)
+    if record is None:
         raise DamagedError(f"{FILE_NAME} is damaged: its content is not what its own hash says")
     if record.get("format") != FORMAT or record.get("version") != VERSION:
         raise DamagedError(f"{FILE_NAME} is of version {record.get('version')!r}; this program reads version {VERSION}")
@@ -276,7 +267,3 @@ def _signature(checkpoint: Path, manifest: Manifest) -> tuple[tuple[int, ...], .
         except OSError:
             found.append(())
     return tuple(found)
-
-
-def _spell(record: Any) -> bytes:
-    return (json.dumps(record, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode()

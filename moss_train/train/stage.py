@@ -65,6 +65,8 @@ class StageData:
     """Number of samples taken -> where a run is in its data, as JSON; what its checkpoints remember."""
     details: dict[str, Any] = field(default_factory=dict)
     """For the lineage: what shaped the rows."""
+    parents: list[lineage.Parent] = field(default_factory=list)
+    """Artefacts that the rows come from; on rank 0."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,14 @@ def train_stage(
     ds_config = distributed.deepspeed_config(
         config.deepspeed, config.train.precision, plan.micro_batch_size, plan.accumulation, config.optim.clip
     )
-    parents = run.together(
+    started_from = run.together(
         lambda: [lineage.parent_of(Path(config.init_from), "init")] if config.init_from and distributed.rank() == 0 else []
     )
     progress = loop.Progress(guard=SpikeGuard(config.train.spike_sigmas))
     if saved is not None:
         progress = progress_of(saved.state, config.train.spike_sigmas)
     length = run_length(config, data.rows, progress)
-    identity = distributed.gather(identity_of(config, length.steps, data, parents))[0]
+    identity = distributed.gather(identity_of(config, length.steps, data, started_from))[0]
     if saved is not None:
         check_identity(saved, identity, config.run.allow_changes, run)
         run.together(run.write_config)
@@ -150,11 +152,11 @@ def train_stage(
         say_what_rounds_otherwise(run, engine, saved)
     flops_per_token = training_flops_per_token(model.config, parameters, data.mean_context)
 
-    def record(kind: str, origins: list[lineage.Parent], metrics: dict[str, float]) -> lineage.Lineage:
+    def record(kind: str, origins: list[lineage.Parent], metrics: dict[str, float], number_format: str) -> lineage.Lineage:
         return lineage.Lineage(
             kind=kind,
             stage=run.stage,
-            parents=[*origins, *parents],
+            parents=[*origins, *started_from, *data.parents],
             data=data.sources,
             config=run.config,
             tokens_seen=progress.tokens,
@@ -163,29 +165,56 @@ def train_stage(
             flops_formula=FLOPS_FORMULA,
             metrics=metrics,
             details={"parameters": parameters, "world_size": distributed.world_size(), "step": progress.step, **data.details},
+            number_format=number_format,
         )
 
-    saver = Saver(run, config, engine, progress, identity, data, partial(record, "checkpoint", [], {}), saved)
+    saver = Saver(run, config, engine, progress, identity, data, partial(record, "checkpoint", [], {}, "fp32"), saved)
+    tracker = _start_tracker(run, config, data, length, flops_per_token, progress, saved is not None) if distributed.rank() == 0 else None
     try:
-        last = _train(run, config, engine, data, plan, length, flops_per_token, progress, saver, resumed=saved is not None)
+        if tracker is not None:
+            tracker.uses([*started_from, *data.parents])
+        last = _train(run, config, engine, data, plan, length, progress, saver, tracker, resumed=saved is not None)
+        if tracker is not None and saver.last_path is not None:
+            tracker.made(saver.last_path)
+        if config.export.enabled:
+            _export(run, config, engine, model.config, export, saver, partial(record, "export"), last)
+            if tracker is not None:
+                tracker.made(run.dir / "export")
     except PreemptedError:
         # All ranks are here, and another run may follow in this process.
         distributed.release(engine)
         raise
-    run.rest("exporting")
-    if config.export.enabled:
-        trained = config.train.precision.value
-        dtype = trained if config.export.dtype is ExportDtype.auto else config.export.dtype.value
-        whole = distributed.full_parameters(engine, master_weights=dtype != trained)
-        run.together(partial(_move_stale_export, run))
-        source = [lineage.Parent("source", saver.last_id, saver.last_path.name)] if saver.last_path is not None else []
-        identity_of_export = run.together(lambda: export(whole, model.config, dtype, record("export", source, last)))
-        out = run.dir / "export"
-        run.log(f"\nexported to {out} ({identity_of_export})")
-        run.log(f'try it:      python scripts/generate.py model={out} prompt="..."')
-        run.log(f'or anywhere: AutoModelForCausalLM.from_pretrained("{out}")')
+    finally:
+        if tracker is not None:
+            tracker.finish()
     distributed.release(engine)
     return last
+
+
+def _export(
+    run: Run,
+    config: StageConfig,
+    engine: Any,
+    model_config: Any,
+    export: Export,
+    saver: Saver,
+    record: Callable[[list[lineage.Parent], dict[str, float], str], lineage.Lineage],
+    last: dict[str, float],
+) -> None:
+    """Writes the export, and says where it is. A collective."""
+    run.rest("exporting")
+    trained = config.train.precision.value
+    dtype = trained if config.export.dtype is ExportDtype.auto else config.export.dtype.value
+    whole = distributed.full_parameters(engine, master_weights=dtype != trained)
+    run.together(partial(_move_stale_export, run))
+    source = []
+    if saver.last_path is not None:
+        source = [lineage.Parent("source", saver.last_id, saver.last_path.name, str(saver.last_path.resolve()))]
+    identity = run.together(lambda: export(whole, model_config, dtype, record(source, last, dtype)))
+    out = run.dir / "export"
+    run.log(f"\nexported to {out} ({identity})")
+    run.log(f'try it:      python scripts/generate.py model={out} prompt="..."')
+    run.log(f'or anywhere: AutoModelForCausalLM.from_pretrained("{out}")')
 
 
 def _move_stale_export(run: Run) -> None:
@@ -200,6 +229,23 @@ def _move_stale_export(run: Run) -> None:
         run.log(f"the earlier export, of step {step}, is now {aside.name}")
 
 
+def _start_tracker(
+    run: Run, config: StageConfig, data: StageData, length: Length, flops_per_token: float, progress: loop.Progress, resumed: bool
+) -> Tracker:
+    return Tracker(
+        config.tracking,
+        run.dir,
+        length.steps,
+        config.train.log_every,
+        data.weight_name,
+        run.config,
+        peak_flops=peak_flops(),
+        flops_per_token=flops_per_token,
+        resumed_step=progress.step if resumed else None,
+        tokens_seen=progress.tokens,
+    )
+
+
 def _train(
     run: Run,
     config: StageConfig,
@@ -207,26 +253,12 @@ def _train(
     data: StageData,
     plan: StepPlan,
     length: Length,
-    flops_per_token: float,
     progress: loop.Progress,
     saver: Saver,
+    tracker: Tracker | None,
     resumed: bool,
 ) -> dict[str, float]:
     """The loop with its reports; returns the last metrics."""
-    tracker = None
-    if distributed.rank() == 0:
-        tracker = Tracker(
-            config.tracking,
-            run.dir,
-            length.steps,
-            config.train.log_every,
-            data.weight_name,
-            run.config,
-            peak_flops=peak_flops(),
-            flops_per_token=flops_per_token,
-            resumed_step=progress.step if resumed else None,
-            tokens_seen=progress.tokens,
-        )
     eval_every = config.train.eval_every
     if eval_every and not data.valid:
         run.log(f"no validation data: train.eval_every={eval_every} has nothing to evaluate; set data.valid or data.holdout")

@@ -12,15 +12,21 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from moss_train.artifacts import lineage, lineage_mapping
 from moss_train.config import TrackingConfig, WandbMode
 from moss_train.files import replace_content
 from moss_train.train.loop import StepReport
 
 _log = logging.getLogger("moss_train")
+
+_MOST_SECONDS = 30.0
+"""Time that Weights & Biases gets to take note of an artefact."""
 
 
 def setup_logging(run_dir: Path | None, is_rank0: bool, current_rank: int) -> None:
@@ -141,8 +147,55 @@ class Tracker:
         trained: dict[str, Any] = next((event for event in reversed(self._earlier) if "train/loss" in event), {})
         return {name: value for name, value in trained.items() if name in ("train/loss", "train/accuracy")}
 
+    def uses(self, parents: Sequence[lineage.Parent]) -> None:
+        """Tells Weights & Biases what the run is made from: in its configuration, and as input edges to artifacts.
+
+        Without a connection there are no input edges: the library takes them only from a server.
+        """
+        if self._wandb is None or not parents:
+            return
+        inputs = [{"role": parent.role, "id": parent.id, "name": parent.name} for parent in parents]
+        places = [Path(parent.path) for parent in parents if parent.path is not None]
+
+        def tell(wandb_run: Any) -> None:
+            wandb_run.config.update({"lineage_inputs": inputs}, allow_val_change=True)
+            for place in places if not wandb_run.offline else []:
+                if (artifact := _artifact(place)) is not None:
+                    wandb_run.use_artifact(artifact)
+
+        self._tell("what the run is made from", tell)
+
+    def made(self, artefact: Path) -> None:
+        """Tells Weights & Biases that the run made an artefact."""
+
+        def tell(wandb_run: Any) -> None:
+            if (artifact := _artifact(artefact)) is not None:
+                wandb_run.log_artifact(artifact)
+
+        self._tell(str(artefact), tell)
+
+    def _tell(self, what: str, tell: Callable[[Any], None]) -> None:
+        """Calls `tell` with the run there; other ranks are waiting, so not for long."""
+        if self._wandb is None:
+            return
+        failures: list[str] = []
+
+        def work(wandb_run: Any) -> None:
+            try:
+                tell(wandb_run)
+            except Exception as error:
+                failures.append(str(error))
+
+        worker = threading.Thread(target=work, args=(self._wandb,), daemon=True)
+        worker.start()
+        worker.join(_MOST_SECONDS)
+        if worker.is_alive():
+            failures.append(f"no answer within {_MOST_SECONDS:.0f} s")
+        if failures:
+            _log.warning(f"Weights & Biases was not told of {what} ({failures[0]}); lineage.json has everything")
+
     def close(self) -> None:
-        """Ends reporting and draws the loss."""
+        """Ends reporting on steps and draws the loss."""
         if self._bar is not None:
             self._bar.stop()
         with contextlib.suppress(OSError):
@@ -152,9 +205,13 @@ class Tracker:
         except Exception as error:
             # The weights are not yet exported; a picture is not worth them.
             _log.warning(f"the loss could not be drawn ({error}); metrics.jsonl has the figures")
+
+    def finish(self) -> None:
+        """Ends what Weights & Biases is told, and sends it."""
         if self._wandb is not None:
             try:
                 self._wandb.finish()
+                self._wandb = None
             except Exception as error:
                 _log.warning(f"Weights & Biases did not finish: {error}; the run itself is not affected")
 
@@ -245,6 +302,19 @@ def plot_loss(metrics: Path, image: Path) -> None:
     image.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(image, dpi=120)
     plt.close(figure)
+
+
+def _artifact(artefact: Path) -> Any:
+    """The record of an artefact as an artifact of Weights & Biases, or None where it has none. It stands for the content: no weights are
+    uploaded."""
+    import wandb
+
+    record = lineage.load(artefact)
+    if record is None:
+        return None
+    described = wandb.Artifact(**lineage_mapping.wandb_artifact(record))
+    described.add_file(str(lineage.record_path(artefact)), name=lineage.FILE_NAME)
+    return described
 
 
 def _start_wandb(config: TrackingConfig, run_dir: Path, resolved: dict[str, Any]) -> Any:

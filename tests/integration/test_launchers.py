@@ -172,7 +172,7 @@ def test_starting_from_an_export(trained: Path, tmp_path: Path) -> None:
     # It goes on where the first one stopped, with its tokenizer.
     assert losses(second_run)[0] < losses(trained)[0] - 1
     first, second = (json.loads((run_dir / "export" / "lineage.json").read_text()) for run_dir in (trained, second_run))
-    assert [parent["role"] for parent in second["parents"]] == ["source", "init"]
+    assert [parent["role"] for parent in second["parents"]] == ["source", "init", "data", "data"]
     assert second["parents"][1]["id"] == first["id"]
     checkpoint = json.loads((second_run / "checkpoints" / "step-00000003" / "lineage.json").read_text())
     assert checkpoint["id"] == second["parents"][0]["id"]

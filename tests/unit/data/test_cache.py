@@ -50,6 +50,19 @@ def test_an_entry_is_made_once(tmp_path: Path) -> None:
     assert make.calls == 2
 
 
+def test_what_seals_an_entry_sees_all_of_it_and_is_not_needed(tmp_path: Path) -> None:
+    cache, seen = Cache(tmp_path), []
+
+    def seal(out: Path) -> None:
+        seen.append(sorted(path.name for path in out.iterdir()))
+        (out / "sealed").write_text("")
+
+    entry, _ = cache.get("kind", KEY, Maker(), silent, seal)
+    assert seen == [[ENTRY, "data"]]
+    (entry / "sealed").unlink()
+    assert cache.get("kind", KEY, Maker(), silent, seal) == (entry, False)
+
+
 def damage_nothing_left(entry: Path) -> None:
     (entry / "data").unlink()
 
@@ -136,7 +149,7 @@ def test_without_locks_the_first_name_wins(tmp_path: Path, monkeypatch: pytest.M
 
     def make(out: Path) -> dict[str, Any]:
         if not cache.path("kind", KEY).exists():
-            Cache(tmp_path)._make(cache.path("kind", KEY), Maker("other"))
+            Cache(tmp_path)._make(cache.path("kind", KEY), Maker("other"), None)
         return Maker("mine")(out)
 
     cache = Cache(tmp_path)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from moss_train import files
+from moss_train.artifacts.lineage import load, record_path
 from moss_train.data.convert import OUTPUTS
 from moss_train.data.dialogue import Dialogue
 from moss_train.data.new_file import NewFile
@@ -51,7 +52,7 @@ def test_the_same_dialogues_come_back(tmp_path: Path, name: str, ending: str, ca
     assert main(["convert", str(path), str(out), "--to", name, "--default-meta", "none"]) == 0
     assert dialogues(out) == dialogues(path)
     assert capsys.readouterr().out == f"{out}: 2 dialogues written as {name} (read as messages 2)\n"
-    assert sorted(tmp_path.iterdir()) == sorted([path, out])
+    assert sorted(tmp_path.iterdir()) == sorted([path, out, record_path(out)])
     assert main(["convert", str(out), str(tmp_path / "back.jsonl"), "--to", "messages"]) == 0
     assert dialogues(tmp_path / "back.jsonl") == dialogues(path)
 
@@ -171,3 +172,25 @@ def test_published_data_through_a_table_and_back(real_data: Path, tmp_path: Path
     assert main(["convert", str(dev), str(table), "--to", "messages"]) == 0
     assert main(["convert", str(table), str(back), "--to", "moss003"]) == 0
     assert dialogues(back) == dialogues(dev)
+
+
+def test_a_record_says_what_a_file_was_made_from(tmp_path: Path) -> None:
+    """Each path with its own count and hash; a file that has a record itself is a parent, and its licence is carried on."""
+    first, second, out = write(tmp_path / "a.jsonl", PLAIN, TOOL), write(tmp_path / "b.jsonl", PLAIN), tmp_path / "out.jsonl"
+    arguments = [str(first), f"{second}#1", str(out), "--to", "moss003", "--licence", "CC-BY-4.0"]
+    assert main(["convert", *arguments]) == 0
+    record = load(out)
+    assert record is not None
+    assert [(source.name, source.records, source.licence) for source in record.lineage.data] == [
+        ("a.jsonl", 2, "CC-BY-4.0"),
+        ("b.jsonl#1", 1, "CC-BY-4.0"),
+    ]
+    assert record.lineage.data[0].sha256 == files.hash_file(first).sha256
+    assert record.lineage.details == {"format": "moss003", "left_out": {}, "records": 3}
+    assert record.files == {"out.jsonl": files.hash_file(out)}
+    assert main(["convert", str(out), str(tmp_path / "again.jsonl"), "--to", "messages"]) == 0
+    again = load(tmp_path / "again.jsonl")
+    assert again is not None
+    assert [(parent.role, parent.id, parent.path) for parent in again.lineage.parents] == [("source", record.id, "../out.jsonl")]
+    assert again.lineage.data[0].licence == "CC-BY-4.0"
+    assert again.lineage.licences == {"CC-BY-4.0": ["a.jsonl", "b.jsonl#1", "out.jsonl"]}
