@@ -141,6 +141,7 @@ def main(config: GenerateConfig) -> None:
     if rank != 0:
         _log.setLevel(logging.WARNING)
     speaker = Speaker(config, min(config.batch_size, max(1, len(mine))))
+    speaker.check(dialogues)
     started = time.perf_counter()
     replies = _in_order(speaker.reply_all((number, dialogues[number]) for number in mine), mine)
     if ranks == 1 and out is None:

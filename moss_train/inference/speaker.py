@@ -13,15 +13,16 @@ import torch
 from moss_train.artifacts import lineage, lineage_verify
 from moss_train.config import Plugin
 from moss_train.data.dialogue import Dialogue, Turn, meta_instruction
+from moss_train.data.records import PROBLEMS_SHOWN
 from moss_train.data.tokenizer import MossTokenizer
-from moss_train.errors import CheckpointError, OutOfMemoryError
+from moss_train.errors import CheckpointError, DataError, OutOfMemoryError
 from moss_train.inference import memory
 from moss_train.inference.config import DeviceMap, GenerateConfig
 from moss_train.inference.decoder import Decoder, Task
 from moss_train.inference.plugins import make_toolbox
 from moss_train.inference.sampling import Sampling
 from moss_train.inference.transcript import Transcript
-from moss_train.inference.turns import Reply, Style, write_turn
+from moss_train.inference.turns import Reply, Style, check_room, write_turn
 from moss_train.model.attention import resolve_backend
 from moss_train.model.codegen import CodeGenLM
 from moss_train.model.linear import widens
@@ -111,6 +112,22 @@ class Speaker:
         toolbox = self.toolbox if self.config.tools.run else None
         positions = self.model.config.n_positions
         return write_turn(transcript, self.style, self.config.max_new_tokens, positions, toolbox, first_number)
+
+    def check(self, dialogues: Iterable[Dialogue]) -> None:
+        """Refuses dialogues whose question leaves no room for a reply, before any time is spent on others.
+
+        Raises:
+            DataError: With the first of them.
+        """
+        positions, most = self.model.config.n_positions, self.config.max_new_tokens
+        problems = []
+        for dialogue in dialogues:
+            problem = check_room(self.transcript(dialogue), self.style, most, positions)
+            if problem is not None:
+                problems.append(f"{dialogue.origin}: {problem}")
+        if problems:
+            more = [f"... and {len(problems) - PROBLEMS_SHOWN} more"] if len(problems) > PROBLEMS_SHOWN else []
+            raise DataError("\n".join([*problems[:PROBLEMS_SHOWN], *more]))
 
     def reply_all(self, dialogues: Iterable[tuple[int, Dialogue]]) -> Iterator[tuple[int, Reply]]:
         """Replies to numbered dialogues, in the order in which they end."""

@@ -114,6 +114,22 @@ def write_turn(
     )
 
 
+def too_long(tokens: int, positions: int) -> str:
+    """What is wrong with a prompt that leaves no room for a reply."""
+    return f"the prompt has {tokens} tokens, the model covers {positions}; shorten the message or the meta instruction"
+
+
+def check_room(transcript: Transcript, style: Style, max_new_tokens: int, positions: int) -> str | None:
+    """What is wrong with a transcript whose last question, alone, leaves no room for a reply; or None."""
+    alone = Transcript(transcript.tokenizer, transcript.meta_instruction)
+    alone.turns = [dict(transcript.turns[-1])]
+    if style is Style.empty:
+        for segment in ("thoughts", "commands", "results"):
+            alone.put(segment, NONE)
+    tokens = len(alone.prompt("thoughts" if style is Style.thoughts else "moss"))
+    return too_long(tokens, positions) if positions - tokens < min(_LEAST_ROOM, max_new_tokens) else None
+
+
 class _TurnWriter:
     """Writes segments of the last turn, one after another."""
 
@@ -129,10 +145,12 @@ class _TurnWriter:
         self.dropped += self.transcript.shorten(segment, self.positions - room)
         prompt = self.transcript.prompt(segment)
         room = self.positions - len(prompt)
-        if room < min(_LEAST_ROOM, self.max_new_tokens):
-            raise UsageError(
-                f"the prompt has {len(prompt)} tokens, the model covers {self.positions}; shorten the message or the meta instruction"
-            )
+        if room < min(_LEAST_ROOM, self.max_new_tokens) and not self.tokens:
+            raise UsageError(too_long(len(prompt), self.positions))
+        if room < 1:
+            # What the model wrote in this turn has used up its positions.
+            self.transcript.put(segment, [])
+            return False
         stream = f"{len(self.transcript.turns) + self.dropped}:{KIND_BY_NAME[segment].key}"
         written = yield Write(prompt, min(room, self.max_new_tokens), stream)
         self.transcript.put(segment, written.ids)

@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = init_model(config, 3, torch.float32)
     with torch.no_grad():
         # Replies that end, after about thirty tokens.
-        made.lm_head.bias[sorted(tokenizer.control_ids.values())] += 1.0
+        made.lm_head.bias[sorted(tokenizer.control_ids.values())] += 0.3
     made.save_pretrained(folder)
     tokenizer.save(folder)
     return folder
@@ -46,42 +46,52 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
-    lines = [json.dumps({"prompt": f"{question} ({number})"}, ensure_ascii=False) for number in range(6) for question in QUESTIONS]
+    lines = [json.dumps({"prompt": f"{question} ({number})"}, ensure_ascii=False) for number in range(4) for question in QUESTIONS]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-@pytest.mark.parametrize("more", [(), ("plugins=[calculator]",)], ids=["plain", "tools"])
+PLAIN, TOOLS = ("system=''",), ("thoughts=true", "system=- Calculator: enabled. API: Calculate(expression)")
+
+
+@pytest.mark.parametrize("more", [PLAIN, TOOLS], ids=["plain", "tools"])
 def test_any_batch_and_any_number_of_ranks(model: Path, questions: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     def replies(name: str, ranks: int, batch_size: int) -> str:
         out = tmp_path / f"{name}.jsonl"
-        line = [f"model={model}", f"prompts={questions}", f"out={out}", f"batch_size={batch_size}", "max_new_tokens=48", "temperature=1"]
+        line = [f"model={model}", f"prompts={questions}", f"out={out}", f"batch_size={batch_size}", "max_new_tokens=32", "temperature=1"]
         if ranks == 1:
-            succeeded(forked(1, "scripts/generate.py", *line, "system=''" if not more else more[0]))
+            succeeded(forked(1, "scripts/generate.py", *line, *more))
         else:
-            succeeded(deepspeed(ranks, "scripts/generate.py", *line, "system=''" if not more else more[0]))
+            succeeded(deepspeed(ranks, "scripts/generate.py", *line, *more))
         return out.read_text(encoding="utf-8")
 
     alone = replies("alone", 1, 1)
     records = [json.loads(line) for line in alone.splitlines()]
-    assert [record["index"] for record in records] == list(range(42))
-    assert len({record["reply"] for record in records}) > 30
+    assert [record["index"] for record in records] == list(range(28))
+    assert len({record["reply"] for record in records}) > 20
     assert len({record["tokens"] for record in records}) > 10
-    assert {record["finish"] for record in records} == {"stop", "length"}
+    assert more == TOOLS or {record["finish"] for record in records} == {"stop", "length"}
     for name, ranks, batch_size in (("few", 1, 5), ("many", 1, 64), ("ranks", 2, 8)):
         assert replies(name, ranks, batch_size) == alone, name
 
 
 def test_a_text_file_and_bad_lines(model: Path, tmp_path: Path) -> None:
     (tmp_path / "questions.txt").write_text("one\n\ntwo\n")
-    shown = succeeded(forked(1, "scripts/generate.py", f"model={model}", f"prompts={tmp_path / 'questions.txt'}", "max_new_tokens=4"))
+    shown = succeeded(
+        forked(1, "scripts/generate.py", f"model={model}", f"prompts={tmp_path / 'questions.txt'}", "max_new_tokens=4", *PLAIN)
+    )
     assert "questions.txt:1] one" in shown.stdout
     assert "questions.txt:2] two" in shown.stdout
     assert "memory: about" in shown.stderr
     (tmp_path / "bad.jsonl").write_text('{"prompt": "one"}\n{"question": "two"}\n')
-    refused = forked(1, "scripts/generate.py", f"model={model}", f"prompts={tmp_path / 'bad.jsonl'}")
+    refused = forked(1, "scripts/generate.py", f"model={model}", f"prompts={tmp_path / 'bad.jsonl'}", *PLAIN)
     assert refused.returncode == 3
     assert "bad.jsonl:2: expected an object with a text under" in refused.stderr
+    (tmp_path / "long.txt").write_text("short\n" + "long " * 2000 + "\n")
+    refused = forked(1, "scripts/generate.py", f"model={model}", f"prompts={tmp_path / 'long.txt'}", "system=''")
+    assert refused.returncode == 3
+    assert "long.txt:2: " in refused.stderr
+    assert "the model covers 512" in refused.stderr
     (tmp_path / "out.jsonl").write_text("precious")
     refused = forked(1, "scripts/generate.py", f"model={model}", f"prompts={tmp_path / 'questions.txt'}", f"out={tmp_path / 'out.jsonl'}")
     assert refused.returncode == 2
@@ -94,7 +104,7 @@ def test_a_chat_in_a_pipe(model: Path, tmp_path: Path) -> None:
 
     from tests.launch import REPOSITORY, environment
 
-    command = [sys.executable, str(REPOSITORY / "scripts" / "generate.py"), f"model={model}", "chat=true", "plugins=[calculator]"]
+    command = [sys.executable, str(REPOSITORY / "scripts" / "generate.py"), f"model={model}", "chat=true", *TOOLS]
     typed = "hello\n/thoughts\nagain\n/new\n/tools\n/help\nhello\n"
     result = subprocess.run(
         [*command, "max_new_tokens=16"], input=typed, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=300
