@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
-from moss_train.artifacts.lineage import Lineage
+import yaml
 
-_TEMPLATE = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [codegen, moss, dialogue]
+from moss_train.artifacts.lineage import UNKNOWN_LICENCE, Lineage, licences_of
+from moss_train.artifacts.lineage_mapping import huggingface
+from moss_train.model.shapes import count_parameters
+
+_TEMPLATE = """\
 ---
+{front}---
 # {name}
 
-A CodeGen model ({parameters}, {layers} layers, hidden size {hidden}, {vocab} embedding rows), {made}.
-`lineage.json` beside this file names its parents, its data, the configuration it was trained with, and the hash of every file.
+A {family} model of {parameters:,} parameters: {layers} layers, hidden size {hidden}, {heads} heads, {vocab:,} embedding rows,
+{positions:,} positions. Weights are in {dtype}. {made}
 
-{results}
-## Prompt
+`lineage.json` beside this file names its parents, its data, the configuration it was trained with, and the sha256 of every file.
+
+{data}{results}## Prompt
 
 Text before the first turn, then turns; each message ends with its terminator and a newline:
 
@@ -26,8 +30,7 @@ Text before the first turn, then turns; each message ends with its terminator an
 {prompt}
 ```
 
-The model answers up to `<eom>`. A model trained with plugins writes `<|Inner Thoughts|>: ...<eot>` and `<|Commands|>: ...<eoc>` before
-its reply.
+The model answers up to `<eom>`.{plugins}
 
 ## Use
 
@@ -39,32 +42,95 @@ model = AutoModelForCausalLM.from_pretrained("{name}")
 prompt = tokenizer({prompt_literal}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt)[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
-"""
 
+No remote code is needed. Sampling values are in `generation_config.json`.
+
+## Licences
+
+{licences}
+"""
 
 # What stands before a reply that needs no tool, in data that has these segments in every turn.
 MIDDLE = "<|Inner Thoughts|>: None<eot>\n<|Commands|>: None<eoc>\n<|Results|>: None<eor>\n"
+_FAMILIES = {"codegen": "CodeGen", "gptj": "GPT-J (rewritten from CodeGen, the same function)"}
 
 
 def render(name: str, model_config: Any, record: Lineage) -> str:
-    """The card of the export called `name`."""
-    count = record.details.get("parameters")
-    parents = ", ".join(f"{parent.name} ({parent.role})" for parent in record.parents)
-    made = f"made by the stage `{record.stage}`" + (f" from {parents}" if parents else " from random weights")
-    if record.tokens_seen:
-        made += f" on {record.tokens_seen:,} tokens, {record.supervised_tokens:,} of them with loss"
+    """The card of the export called `name`.
+
+    Args:
+        name: Last part of its path.
+        model_config: The model's `CodeGenConfig`.
+        record: Its lineage, as far as it is known before it is written.
+    """
+    layout = record.details.get("layout", "codegen")
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": [layout, "moss", "dialogue"], **huggingface(record)}
     middle = MIDDLE if record.details.get("middle_segments") else ""
     prompt = f"{record.details.get('meta_instruction') or ''}<|Human|>: Hello<eoh>\n{middle}<|MOSS|>:"
-    rows = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in record.metrics.items())
-    results = f"| metric | value |\n|---|---|\n{rows}\n" if rows else ""
+    plugins = (
+        " Where it uses a tool, it writes `<|Inner Thoughts|>: ...<eot>` and `<|Commands|>: ...<eoc>` before its reply, and reads"
+        " `<|Results|>: ...<eor>`."
+        if middle
+        else ""
+    )
     return _TEMPLATE.format(
+        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
         name=name,
-        prompt=prompt,
-        prompt_literal=json.dumps(prompt, ensure_ascii=False),
-        parameters=f"{count:,} parameters" if count else "size not recorded",
+        family=_FAMILIES[layout],
+        parameters=count_parameters(model_config),
         layers=model_config.n_layer,
         hidden=model_config.n_embd,
+        heads=model_config.n_head,
         vocab=model_config.vocab_size,
-        made=made,
-        results=results,
+        positions=model_config.n_positions,
+        dtype=record.number_format or "the number format of config.json",
+        made=_made(record),
+        data=_data(record),
+        results=_results(record),
+        prompt=prompt,
+        prompt_literal=json.dumps(prompt, ensure_ascii=False),
+        plugins=plugins,
+        licences=_licences(record),
+    )
+
+
+def _made(record: Lineage) -> str:
+    """How it was made, in a sentence or two."""
+    bases = [parent.name for parent in record.parents if parent.role == "init"]
+    others = [f"{parent.name} ({parent.role})" for parent in record.parents if parent.role != "init"]
+    sentence = f"It was made by the stage `{record.stage}` from " + (", ".join(bases) if bases else "random weights")
+    if record.tokens_seen:
+        sentence += f", on {record.tokens_seen:,} tokens, {record.supervised_tokens:,} of them with loss"
+        if record.details.get("loss_on"):
+            sentence += f" (`{record.details['loss_on']}`)"
+        if record.flops:
+            sentence += f", {record.flops:.2e} FLOPs"
+    return sentence + (f". Its other parents: {', '.join(others)}." if others else ".")
+
+
+def _data(record: Lineage) -> str:
+    if not record.data:
+        return ""
+    rows = "\n".join(
+        f"| {source.name} | {source.role} | {source.records:,} | {source.licence or UNKNOWN_LICENCE} | `{source.sha256[:12]}` |"
+        for source in record.data
+    )
+    return f"## Data\n\n| name | for | records | licence | sha256 |\n|---|---|---|---|---|\n{rows}\n\n"
+
+
+def _results(record: Lineage) -> str:
+    finite = {metric: value for metric, value in record.metrics.items() if math.isfinite(value)}
+    if not finite:
+        return ""
+    rows = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in finite.items())
+    return f"## Metrics\n\n| metric | value |\n|---|---|\n{rows}\n\n"
+
+
+def _licences(record: Lineage) -> str:
+    found = record.licences or licences_of(record)
+    if not found:
+        return "None is stated by what this model was made from."
+    lines = [f"- {licence}: {', '.join(names)}" for licence, names in found.items()]
+    return "Of the data and the models it was made from; what holds for this model is for whoever publishes it to settle:\n\n" + "\n".join(
+        lines
     )

@@ -82,6 +82,7 @@ def write_export(
             return None
         if out.exists():
             raise UsageError(f"{out} exists; a finished artefact is never changed. Name another directory")
+        record.details["layout"], record.number_format = layout, dtype
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         ids = tokenizer.encode(PROBE)[: model_config.n_positions]
@@ -91,7 +92,6 @@ def write_export(
         if tracer.logits is None:
             raise RuntimeError("not every parameter of the model was given")
         compare(tracer.logits, reopened_logits(partial, ids, layout), out)
-        record.details["layout"], record.number_format = layout, dtype
         (partial / "README.md").write_text(card.render(out.name, model_config, record), encoding="utf-8")
         identity = lineage.write(partial, record)
         for path in partial.iterdir():

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from moss_train.artifacts.lineage import FOREIGN, UNKNOWN_LICENCE, Parent, Record
+from moss_train.artifacts.lineage import FOREIGN, UNKNOWN_LICENCE, Lineage, Parent, Record, licences_of
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
 
 
-def huggingface(record: Record) -> dict[str, Any]:
+def huggingface(lineage: Lineage) -> dict[str, Any]:
     """Front matter of a model card: `base_model`, `base_model_relation`, `license`, `datasets`, as far as they are known.
 
     A base model is named as it was called here; a card that is published wants the name of its repository there. Weights that were only
     rewritten are of the same model, so an export's base is what its training began with, and not its checkpoint.
     """
-    lineage = record.lineage
     found: dict[str, Any] = {}
+    inherited = lineage.licences or licences_of(lineage)
     by_role: dict[str, list[Parent]] = {}
     for parent in lineage.parents:
         by_role.setdefault(parent.role, []).append(parent)
@@ -29,12 +29,12 @@ def huggingface(record: Record) -> dict[str, Any]:
     if bases:
         names = [parent.name for parent in bases]
         found |= {"base_model": names[0] if len(names) == 1 else names, "base_model_relation": relation}
-    licences = [licence for licence in lineage.licences if licence != UNKNOWN_LICENCE]
+    licences = [licence for licence in inherited if licence != UNKNOWN_LICENCE]
     # With a source whose licence is not known, or several licences, no single word is true.
-    if len(licences) == 1 and UNKNOWN_LICENCE not in lineage.licences:
+    if len(licences) == 1 and UNKNOWN_LICENCE not in inherited:
         found["license"] = licences[0].lower()
     elif licences:
-        found |= {"license": "other", "license_name": " and ".join(lineage.licences)}
+        found |= {"license": "other", "license_name": " and ".join(inherited)}
     if names := sorted({source.name for source in lineage.data if source.role == "train"}):
         found["datasets"] = names
     return found

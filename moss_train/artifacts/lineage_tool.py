@@ -92,8 +92,8 @@ def _require(artefact: Path) -> Record:
 
 def _show(arguments: argparse.Namespace) -> int:
     if arguments.form is not None:
-        form = {"huggingface": lineage_mapping.huggingface, "in-toto": lineage_mapping.in_toto}[arguments.form]
-        _print_json(form(_require(arguments.artefact)))
+        record = _require(arguments.artefact)
+        _print_json(lineage_mapping.in_toto(record) if arguments.form == "in-toto" else lineage_mapping.huggingface(record.lineage))
         return 0
     graph = family(arguments.artefact, arguments.roots)
     for path, draw in ((arguments.svg, lineage_svg.draw), (arguments.html, lineage_html.page)):

@@ -4,6 +4,7 @@ snippet that was published with MOSS."""
 from __future__ import annotations
 
 import json
+import re
 import sys
 import sysconfig
 import venv
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.model.loading import load_model
@@ -119,6 +121,20 @@ def test_stock_transformers_loads_it_with_the_same_logits(
 @pytest.mark.parametrize("layout", ["codegen", "gptj"])
 def test_the_published_snippet_runs(export: Path, gptj: Path, stock_python: Path, tmp_path: Path, layout: str) -> None:
     succeeded(run([str(stock_python), "-c", PUBLISHED, str(export if layout == "codegen" else gptj)], cwd=tmp_path))
+
+
+@pytest.mark.parametrize("layout", ["codegen", "gptj"])
+def test_the_card_tells_what_it_is_and_how_to_use_it(export: Path, gptj: Path, stock_python: Path, layout: str) -> None:
+    directory = export if layout == "codegen" else gptj
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["library_name"] == "transformers"
+    assert front["license"] == "apache-2.0"
+    assert "dialogues_train.jsonl" in card
+    assert "valid/loss" in card
+    # Its lines of code, as they stand, beside the directory.
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    succeeded(run([str(stock_python), "-c", code], cwd=directory.parent))
 
 
 def test_directory_has_what_the_layout_promises(export: Path) -> None:

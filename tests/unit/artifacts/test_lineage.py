@@ -140,21 +140,21 @@ def test_a_record_is_not_read_as_data(family: Family, tmp_path: Path) -> None:
 
 
 def test_front_matter_of_a_card(family: Family, tmp_path: Path) -> None:
-    assert huggingface(record_of(family.export)) == {
+    assert huggingface(record_of(family.export).lineage) == {
         "base_model": "codegen-base",
         "base_model_relation": "finetune",
         "license": "other",
         "license_name": "CC-BY-4.0 and bsd-3-clause",
         "datasets": ["all.jsonl"],
     }
-    quantised = huggingface(record_of(family.variant))
+    quantised = huggingface(record_of(family.variant).lineage)
     assert (quantised["base_model"], quantised["base_model_relation"]) == ("export", "quantized")
     one = artefact(tmp_path / "one", Lineage("export", "sft", data=[Source("a", "0", 1, licence="Apache-2.0")]))
-    assert huggingface(record_of(one)) == {"license": "apache-2.0", "datasets": ["a"]}
+    assert huggingface(record_of(one).lineage) == {"license": "apache-2.0", "datasets": ["a"]}
     unknown = artefact(tmp_path / "unknown", Lineage("export", "sft", data=[Source("a", "0", 1)]))
-    assert "license" not in huggingface(record_of(unknown))
+    assert "license" not in huggingface(record_of(unknown).lineage)
     merged = artefact(tmp_path / "merged", Lineage("export", "merge", [Parent("init", "1", "a"), Parent("init", "2", "b")]))
-    assert huggingface(record_of(merged)) == {"base_model": ["a", "b"], "base_model_relation": "merge"}
+    assert huggingface(record_of(merged).lineage) == {"base_model": ["a", "b"], "base_model_relation": "merge"}
 
 
 def test_in_toto_statement(family: Family) -> None:
