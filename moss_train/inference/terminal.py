@@ -72,14 +72,15 @@ class _Screen:
         return segment == "MOSS" or self.show_thoughts
 
 
-def chat(speaker: Speaker, system: str) -> None:
+def chat(speaker: Speaker, system: str, console: Console | None = None) -> None:
     """Reads messages from standard input, and answers each, until the input ends.
 
     Args:
         speaker: Of one slot.
         system: Meta instruction.
+        console: Where it is shown; by default the terminal.
     """
-    console = Console(highlight=False)
+    console = console or Console(highlight=False)
     screen = _Screen(speaker, console, speaker.config.show_thoughts)
     speaker.decoder.on_token = screen.token
     speaker.decoder.keep_cache = True
