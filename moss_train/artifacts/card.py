@@ -98,7 +98,12 @@ def _made(record: Lineage) -> str:
     """How it was made, in a sentence or two."""
     bases = [parent.name for parent in record.parents if parent.role == "init"]
     others = [f"{parent.name} ({parent.role})" for parent in record.parents if parent.role != "init"]
-    sentence = f"It was made by the stage `{record.stage}` from " + (", ".join(bases) if bases else "random weights")
+    if record.stage == "import":
+        return f"It is {record.parents[0].name if record.parents else 'another directory'}, rewritten."
+    # An export of a run names its checkpoint; a rewritten one has no `init` of its own, but what it was rewritten from may have.
+    rewritten = not bases and any(parent.role == "source" and "step-" not in parent.name for parent in record.parents)
+    begun = ", ".join(bases) if bases else "the beginnings of " + others[0].partition(" ")[0] if rewritten else "random weights"
+    sentence = f"It was trained by the stage `{record.stage}`, from {begun}"
     if record.tokens_seen:
         sentence += f", on {record.tokens_seen:,} tokens, {record.supervised_tokens:,} of them with loss"
         if record.details.get("loss_on"):

@@ -31,6 +31,8 @@ class ExportJobConfig:
     format: Layout = Layout.codegen
     max_shard_gb: float = 4.0
     """Largest safetensors file, in 10^9 bytes."""
+    unverified: bool = False
+    """Take `model` although it is not what its lineage.json says."""
     allow_pickle: bool = False
     """Accept pickled `.bin` weights; they are read through torch's restricted loader."""
 

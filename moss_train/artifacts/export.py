@@ -2,7 +2,7 @@
 
 Parameter names are those of a Hugging Face class, which `architectures` names, so `AutoModelForCausalLM.from_pretrained(dir)` loads an
 export without code of ours. The directory appears under its name when it is complete and, opened again, computes what the model does
-(`reopen.py`): everything is written into `<name>.tmp` beside it first.
+(`reopen.py`): everything is written into `<name>.tmp-*` beside it first.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from moss_train.artifacts import card, lineage, lineage_verify
 from moss_train.artifacts.config import ExportJobConfig
 from moss_train.artifacts.layouts import layout_config, rename
 from moss_train.artifacts.reopen import Tracer, compare, iterate_parameters, reopened_logits
-from moss_train.errors import DiskFullError, UsageError
+from moss_train.errors import DiskFullError, NonFiniteError, UsageError
 
 if TYPE_CHECKING:
     from moss_train.data.tokenizer import MossTokenizer
@@ -76,14 +77,13 @@ def write_export(
         DiskFullError: No space left; nothing is left under `out`.
     """
     pending = iter(parameters)
-    partial = out.with_name(out.name + ".tmp")
+    partial = out.with_name(f"{out.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
         if not writes:
             return None
         if out.exists():
             raise UsageError(f"{out} exists; a finished artefact is never changed. Name another directory")
         record.details["layout"], record.number_format = layout, dtype
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         ids = tokenizer.encode(PROBE)[: model_config.n_positions]
         tracer = Tracer(model_config, ids)
@@ -120,6 +120,8 @@ def _laid_out(
         if tensor is None:
             raise RuntimeError(f"{name} was not gathered on the rank that writes")
         cast = tensor.detach().to(device="cpu", dtype=dtype)
+        if not bool(cast.isfinite().all()) and bool(tensor.isfinite().all()):
+            raise NonFiniteError(f"{name} has values too large for {dtype}; export as bf16 or fp32")
         tracer.feed(name, cast)
         yield from rename(name, cast, layout)
 
@@ -181,7 +183,10 @@ def main(config: ExportJobConfig) -> None:
     source, out = Path(config.model), Path(config.out)
     if out.exists():
         raise UsageError(f"out={out} exists; a finished artefact is never changed. Name another directory")
-    lineage_verify.require(source, "model", "remove its lineage.json; its history is lost with it", _log.info, reads=False)
+    if out.parent.exists() and not os.access(out.parent, os.W_OK):
+        raise UsageError(f"out={out}: {out.parent} cannot be written")
+    if not config.unverified:
+        lineage_verify.require(source, "model", "unverified=true", _log.info)
     model_config = read_model_config(source)
     check_weights(source, model_config, config.allow_pickle)
     tokenizer = MossTokenizer.load(config.tokenizer or source)

@@ -35,7 +35,8 @@ class Place:
 
 def artefacts_below(root: Path, deepest: int = _DEEPEST) -> Iterator[Path]:
     """Directories and files with a record, at `root` and below it; nothing is looked for inside an artefact."""
-    waiting = [(root, 0)] if root != root.parent else []
+    # `.` is its own parent, but not the root of the file system.
+    waiting = [(root, 0)] if root.absolute() != root.absolute().parent else []
     for _ in range(_MOST_FOLDERS):
         if not waiting:
             return

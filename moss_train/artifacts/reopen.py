@@ -1,7 +1,7 @@
 """Whether an export, opened again by stock transformers, computes what the model did.
 
 A fixed prompt goes through the model's own blocks while the parameters pass by on their way to the files, and then through the stock class
-filled from the files. Both take a layer at a time, in float32, so neither needs more memory than a layer and the embeddings.
+filled from the files. Both take a layer at a time, in float32, so neither needs more memory than a layer, or the embeddings as stored.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from moss_train.errors import CheckpointError
 from moss_train.model.block import Block
 from moss_train.model.rotary import build_rotary_table
 
+_HEAD_ROWS = 8192
 TOLERANCE = 1e-4
 """Largest difference of logits, as a share of the largest logit: two orders of sums in float32 through tens of layers."""
 
@@ -48,16 +49,17 @@ class Tracer:
         if name == "transformer.wte.weight":
             self._hidden = tensor[self.ids].float()[None]
         else:
-            self._held[name] = tensor.detach().float()
+            self._held[name] = tensor.detach()
         with torch.no_grad():
             while self._hidden is not None and self._layer < self.config.n_layer and self._block_is_whole():
                 self._hidden = self._run_block()
                 self._layer += 1
             if self._layer == self.config.n_layer and len(self._held) == 4 and self._hidden is not None:
                 shape = (self.config.n_embd,)
-                weight, bias = self._held["transformer.ln_f.weight"], self._held["transformer.ln_f.bias"]
+                weight, bias = (self._held[f"transformer.ln_f.{part}"].float() for part in ("weight", "bias"))
                 normed = nn.functional.layer_norm(self._hidden, shape, weight, bias, self.config.layer_norm_epsilon)
-                self.logits = nn.functional.linear(normed, self._held["lm_head.weight"], self._held["lm_head.bias"])[0]
+                self.logits = project(normed[0], self._held["lm_head.weight"], self._held["lm_head.bias"])
+                self._held.clear()
 
     def _prefix(self) -> str:
         return f"transformer.h.{self._layer}."
@@ -69,7 +71,7 @@ class Tracer:
         assert self._hidden is not None
         with torch.device("meta"):
             block = Block(self.config, 0)
-        state = {name: self._held.pop(self._prefix() + name) for name in self._names}
+        state = {name: self._held.pop(self._prefix() + name).float() for name in self._names}
         block.load_state_dict(state, assign=True)
         table = build_rotary_table(self.config.n_positions, self.config.rotary_dim)
         sin, cos = table[torch.arange(len(self.ids))][None, :, None, :].chunk(2, dim=-1)
@@ -96,7 +98,9 @@ def reopened_logits(directory: Path, ids: list[int], layout: str) -> torch.Tenso
     files = _Files(directory)
     layers = config.n_layer
     single = copy.deepcopy(config)
-    single.n_layer, single.use_cache, single.dtype = 1, False, torch.float32
+    # Of embeddings and head, which are applied apart, as little as can be.
+    single.n_layer, single.vocab_size, single.use_cache, single.dtype = 1, 1, False, torch.float32
+    single.bos_token_id = single.eos_token_id = single.pad_token_id = None
     model = getattr(transformers, STOCK_CLASSES[layout])(single).eval()
     trunk, last_norm = model.transformer, model.transformer.ln_f
     hidden = files.get("transformer.wte.weight")[torch.tensor(ids)].float()[None]
@@ -108,9 +112,13 @@ def reopened_logits(directory: Path, ids: list[int], layout: str) -> torch.Tenso
                 parameter.copy_(files.get(f"transformer.h.{layer}.{name}"))
             hidden = trunk(inputs_embeds=hidden).last_hidden_state
         last_norm.load_state_dict({name: files.get(f"transformer.ln_f.{name}").float() for name in ("weight", "bias")})
-        weight, bias = (files.get(f"lm_head.{name}").float() for name in ("weight", "bias"))
-        logits: torch.Tensor = nn.functional.linear(last_norm(hidden), weight, bias)[0]
-    return logits
+        return project(last_norm(hidden)[0], files.get("lm_head.weight"), files.get("lm_head.bias"))
+
+
+def project(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """float32 [T, V]: the output projection of float32 [T, D], widened some rows of the weight at a time."""
+    parts = zip(weight.split(_HEAD_ROWS), bias.split(_HEAD_ROWS))
+    return torch.cat([nn.functional.linear(hidden, rows.float(), part.float()) for rows, part in parts], dim=-1)
 
 
 class _Files:

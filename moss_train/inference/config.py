@@ -73,6 +73,8 @@ class GenerateConfig:
     """Number format of the weights; `auto` keeps that of `model`, or takes fp32 on a processor that cannot multiply it."""
     device_map: DeviceMap = DeviceMap.single
     attention: Attention = Attention.auto
+    unverified: bool = False
+    """Take `model` although it is not what its lineage.json says."""
     allow_pickle: bool = False
 
     def problems(self) -> list[str]:

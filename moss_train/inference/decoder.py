@@ -30,6 +30,8 @@ _PROMPT_ALIKE = 16
 _GROWTH = 256
 """Keys by which the cache grows."""
 _WIDEST = 64
+FEWEST_SLOTS = 4
+"""The smallest number of rows that `rows_alike` tries."""
 _COLUMNS_TRIED = 4096
 
 
@@ -176,7 +178,7 @@ class Decoder:
         multiple = rows_alike(model) if on_cpu else 1
         self.exact = multiple is not None and on_cpu
         self.multiple = multiple or 1
-        self.cached_attention = "eager" if on_cpu else "sdpa"
+        self.cached_attention = "eager" if on_cpu or attention == "eager" else "sdpa"
         slots = -(-batch_size // self.multiple) * self.multiple
         self.cache = SlotCache(slots)
         self.positions: int = model.config.n_positions
@@ -340,7 +342,7 @@ def rows_alike(model: CodeGenLM) -> int | None:
             expected = [linear(x, weight) for x, weight in zip(inputs, weights)]
         finally:
             torch.set_num_threads(threads)
-        for multiple in (4, 8, 16, 32):
+        for multiple in (FEWEST_SLOTS, 8, 16, 32):
             counts = range(multiple, _WIDEST + 1, multiple)
             if all(
                 torch.equal(linear(x[-count:], weight), product[-count:])

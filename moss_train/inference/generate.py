@@ -15,13 +15,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from moss_train import files
 from moss_train.data.dialogue import Dialogue, Turn
 from moss_train.data.formats import parse
 from moss_train.data.records import read_records
-from moss_train.errors import DataError, UsageError
+from moss_train.data.terminal import visible
+from moss_train.errors import DataError, FailedElsewhereError, MossTrainError, OutOfMemoryError, UsageError
 from moss_train.inference.config import GenerateConfig
 from moss_train.inference.speaker import Speaker, default_system
 from moss_train.inference.turns import Reply
@@ -31,8 +33,8 @@ _TIMEOUT = timedelta(hours=24)
 """A rank may have this much less to write than another."""
 
 
-def questions(config: GenerateConfig) -> list[str]:
-    """The question of `prompt`, or those of the file.
+def questions(config: GenerateConfig) -> list[tuple[str, str]]:
+    """The question of `prompt`, or those of the file, each with its origin.
 
     Raises:
         UsageError: A question is empty.
@@ -41,20 +43,21 @@ def questions(config: GenerateConfig) -> list[str]:
     if config.prompt is not None:
         if not config.prompt.strip():
             raise UsageError("prompt is empty; ask something")
-        return [config.prompt]
+        return [("prompt", config.prompt)]
     path = Path(config.prompts or "")
     if path.suffix.lower() in (".txt", ""):
         try:
-            found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"prompts={path} cannot be read: {error}") from error
+        found = [(f"{path}:{number + 1}", line.strip()) for number, line in enumerate(lines) if line.strip()]
     else:
         found = []
         for record in read_records(str(path)):
             value = record.value.get("prompt") if isinstance(record.value, dict) else None
             if not isinstance(value, str) or not value.strip():
                 raise DataError(f'{record.origin}: expected an object with a text under "prompt", found {str(record.value)[:80]}')
-            found.append(value)
+            found.append((record.origin, value))
     if not found:
         raise DataError(f"prompts={path} holds no question")
     return found
@@ -69,10 +72,7 @@ def dialogues_to_answer(config: GenerateConfig) -> list[Dialogue]:
         return dialogues
     system = system_text(config)
     asked = questions(config)
-    name = "prompt" if config.prompts is None else config.prompts
-    return [
-        Dialogue(str(number), system, (Turn(human=f" {text.strip()}"),), origin=f"{name}:{number + 1}") for number, text in enumerate(asked)
-    ]
+    return [Dialogue(str(number), system, (Turn(human=f" {text.strip()}"),), origin=place) for number, (place, text) in enumerate(asked)]
 
 
 def system_text(config: GenerateConfig) -> str:
@@ -114,59 +114,102 @@ def _in_order(replies: Iterator[tuple[int, Reply]], numbers: list[int]) -> Itera
             wanted = next(order, None)
 
 
-def _print(dialogue: Dialogue, reply: Reply, config: GenerateConfig, alone: bool) -> None:
-    if not alone:
-        print(f"[{dialogue.origin}] {dialogue.turns[-1].human.strip()}")
+def _print(dialogue: Dialogue, reply: Reply, config: GenerateConfig) -> None:
+    lines = [] if config.prompt is not None else [f"[{dialogue.origin}] {dialogue.turns[-1].human.strip()}"]
     if config.writes_thoughts and config.show_thoughts:
-        print(f"Inner Thoughts:{reply.thoughts}\nCommands:{reply.commands}\nResults:{reply.results}")
-        for problem in reply.tool_run.problems if reply.tool_run else ():
-            print(f"(tool: {problem})")
-    print(reply.moss.strip(), flush=True)
+        lines += [f"Inner Thoughts:{reply.thoughts}", f"Commands:{reply.commands}", f"Results:{reply.results}"]
+        lines += [f"(tool: {problem})" for problem in (reply.tool_run.problems if reply.tool_run else ())]
+    print("\n".join(visible(line) for line in [*lines, reply.moss.strip()]), flush=True)
 
 
 def main(config: GenerateConfig) -> None:
     """Answers: the job behind `scripts/generate.py`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if config.chat:
         from moss_train.inference.terminal import chat
 
+        if ranks > 1:
+            raise UsageError(f"chat=true with {ranks} ranks: a chat has one; start it with python")
         chat(Speaker(config, 1), system_text(config))
         return
     out = Path(config.out) if config.out is not None else None
-    if out is not None and out.exists():
-        raise UsageError(f"out={out} exists; name another file, or remove it")
-    dialogues = dialogues_to_answer(config)
-    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    mine = list(range(rank, len(dialogues), ranks))
+    partial = _open_out(out) if out is not None and rank == 0 else None
+    if ranks > 1:
+        dist.init_process_group("gloo", timeout=_TIMEOUT)
     if rank != 0:
         _log.setLevel(logging.WARNING)
-    speaker = Speaker(config, min(config.batch_size, max(1, len(mine))))
-    speaker.check(dialogues)
     started = time.perf_counter()
-    replies = _in_order(speaker.reply_all((number, dialogues[number]) for number in mine), mine)
-    if ranks == 1 and out is None:
-        for number, reply in replies:
-            _print(dialogues[number], reply, config, alone=config.prompt is not None)
-        return
-    found = _gather(list(replies), rank, ranks) if ranks > 1 else list(replies)
+    dialogues: list[Dialogue] = []
+    replies: list[tuple[int, Reply]] = []
+    error: MossTrainError | None = None
+    try:
+        dialogues = dialogues_to_answer(config)
+        mine = list(range(rank, len(dialogues), ranks))
+        speaker = Speaker(config, min(config.batch_size, max(1, len(mine))))
+        speaker.check(dialogues)
+        for number, reply in _in_order(speaker.reply_all((number, dialogues[number]) for number in mine), mine):
+            replies.append((number, reply))
+            if ranks == 1 and out is None:
+                _print(dialogues[number], reply, config)
+            elif ranks == 1 and partial is not None:
+                _append(partial, [to_record(dialogues[number], number, reply)])
+    except torch.OutOfMemoryError as caught:
+        error = OutOfMemoryError(f"{str(caught).splitlines()[0]} A smaller batch_size or number format takes less.")
+    except MossTrainError as caught:
+        error = caught
+    if ranks > 1:
+        replies = _gather(replies, error, rank, ranks)
+    if error is not None:
+        raise error
     if rank != 0:
         return
-    if out is None:
-        for number, reply in found:
-            _print(dialogues[number], reply, config, alone=config.prompt is not None)
+    if ranks > 1:
+        for number, reply in replies:
+            if partial is not None:
+                _append(partial, [to_record(dialogues[number], number, reply)])
+            else:
+                _print(dialogues[number], reply, config)
+    if out is None or partial is None:
         return
-    lines = [json.dumps(to_record(dialogues[number], number, reply), ensure_ascii=False) + "\n" for number, reply in found]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    files.replace_content(out, "".join(lines).encode(errors="replace"))
+    files.rename(partial, out)
     seconds = time.perf_counter() - started
-    tokens = sum(reply.tokens for _, reply in found)
-    _log.info(f"{len(found)} replies, {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:,.0f} tokens/s) -> {out}")
+    tokens = sum(reply.tokens for _, reply in replies)
+    _log.info(f"{len(replies)} replies, {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:,.0f} tokens/s) -> {out}")
 
 
-def _gather(own: list[tuple[int, Reply]], rank: int, ranks: int) -> list[tuple[int, Reply]]:
-    """The replies of all ranks in order, on rank 0."""
-    dist.init_process_group("gloo", timeout=_TIMEOUT)
+def _open_out(out: Path) -> Path:
+    """An empty file that becomes `out` when all is written; what is there after an interruption is what had been written."""
+    if out.exists():
+        raise UsageError(f"out={out} exists; name another file, or remove it")
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(b"")
+    except OSError as error:
+        raise UsageError(f"out={out} cannot be written: {error.strerror}") from error
+    return partial
+
+
+def _append(path: Path, records: list[dict[str, Any]]) -> None:
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    with path.open("ab") as file:
+        file.write("".join(lines).encode(errors="replace"))
+
+
+def _gather(own: list[tuple[int, Reply]], error: MossTrainError | None, rank: int, ranks: int) -> list[tuple[int, Reply]]:
+    """The replies of all ranks in order, on rank 0; raises on all of them where one has failed.
+
+    Raises:
+        FailedElsewhereError: Another rank has failed.
+    """
+    failures: list[Any] = [None] * ranks
+    dist.all_gather_object(failures, None if error is None else (str(error), error.exit_code))
+    failed = next((number for number, failure in enumerate(failures) if failure is not None), None)
     every: list[Any] = [None] * ranks
-    dist.gather_object(own, every if rank == 0 else None)
+    if failed is None:
+        dist.gather_object(own, every if rank == 0 else None)
     dist.destroy_process_group()
+    if failed is not None and error is None:
+        raise FailedElsewhereError(f"rank {failed}: {failures[failed][0]}", failures[failed][1])
     return sorted((pair for part in every if part for pair in part), key=lambda pair: pair[0])

@@ -37,11 +37,11 @@ class Memory:
         )
 
 
-def predict(config: Any, dtype: torch.dtype, slots: int, positions: int | None = None) -> Memory:
+def predict(config: Any, dtype: torch.dtype, slots: int, positions: int | None = None, eager: bool = False) -> Memory:
     """What `slots` rows of up to `positions` tokens take.
 
     Keys and values are 2 * layers * hidden_size values a token. The working set is bounded by a prompt that fills all positions: about
-    twelve hidden states a token are alive in a block (residual, its norm, q, k, v, the MLP's inner layer), and by the logits of a step
+    sixteen hidden states a token are alive in a block (residual, its norm, q, k, v, the MLP's inner layer), and by the logits of a step
     in float32, of which sampling holds four copies.
 
     Args:
@@ -49,10 +49,14 @@ def predict(config: Any, dtype: torch.dtype, slots: int, positions: int | None =
         dtype: Of the weights.
         slots: Rows at once.
         positions: Tokens of a row; by default all that the model covers.
+        eager: The scores of a prompt that goes on from cached keys are held whole, in float32: on a CPU.
     """
     positions = config.n_positions if positions is None else positions
     inner = (config.n_inner or 4 * config.n_embd) // config.n_embd
     prompt = positions * config.n_embd * (8 + 2 * inner) * max(dtype.itemsize, 2)
+    if eager:
+        # Scores, masked scores and weights; half of the positions new, half cached, is the most.
+        prompt += 3 * config.n_head * (positions // 2) * positions * 4
     logits = 4 * slots * config.vocab_size * 4
     return Memory(
         weights=count_parameters(config) * dtype.itemsize,
@@ -61,10 +65,10 @@ def predict(config: Any, dtype: torch.dtype, slots: int, positions: int | None =
     )
 
 
-def available(device: torch.device) -> int:
-    """Free bytes of a device: of all GPUs together for CUDA, of the machine for the CPU."""
+def available(device: torch.device, spread: bool = False) -> int:
+    """Free bytes of a GPU, or with `spread` of all of them; of the machine for the CPU."""
     if device.type == "cuda":
-        return sum(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count()))
+        return sum(torch.cuda.mem_get_info(number)[0] for number in (range(torch.cuda.device_count()) if spread else [device.index or 0]))
     pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         with open("/proc/meminfo", encoding="ascii") as file:

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
+from moss_train.errors import NonFiniteError
+
+_NOT_FINITE = "the model gives logits that are not finite; with half precision try dtype=bf16 or dtype=fp32"
 _MASK64 = (1 << 64) - 1
 
 
@@ -67,6 +70,9 @@ def choose(
 
     Returns:
         Ids, and the log-probability of each in nats, after all rules; both of length B.
+
+    Raises:
+        NonFiniteError: The logits of a row are not numbers.
     """
     scores = logits.float()
     if sampling.repetition_penalty != 1.0:
@@ -74,7 +80,9 @@ def choose(
         scores = torch.where(held, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
     scores = scores.masked_fill(forbidden, float("-inf"))
     if sampling.temperature == 0:
-        ids = scores.argmax(-1)
+        best, ids = scores.max(-1)
+        if not bool(best.isfinite().all()):
+            raise NonFiniteError(_NOT_FINITE)
         return ids.tolist(), [0.0] * len(scores)
     kept = scores.shape[-1] if sampling.top_k == 0 else min(sampling.top_k, scores.shape[-1])
     # Of equal scores the lower id comes first: `topk` and unstable sorts promise no order.
@@ -88,6 +96,8 @@ def choose(
     # A token stays while those before it do not reach top_p; the first one always does.
     probabilities = probabilities.masked_fill((before >= sampling.top_p) & (before > 0), 0.0)
     total = probabilities.cumsum(-1)
+    if not bool(total[:, -1].isfinite().all()):
+        raise NonFiniteError(_NOT_FINITE)
     target = torch.tensor(draws, dtype=torch.float64, device=total.device)[:, None] * total[:, -1:]
     last = (probabilities > 0).sum(-1, keepdim=True) - 1
     place = torch.minimum((total <= target).sum(-1, keepdim=True), last)

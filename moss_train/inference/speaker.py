@@ -18,7 +18,7 @@ from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import CheckpointError, DataError, OutOfMemoryError
 from moss_train.inference import memory
 from moss_train.inference.config import DeviceMap, GenerateConfig
-from moss_train.inference.decoder import Decoder, Task
+from moss_train.inference.decoder import FEWEST_SLOTS, Decoder, Task
 from moss_train.inference.plugins import make_toolbox
 from moss_train.inference.sampling import Sampling
 from moss_train.inference.transcript import Transcript
@@ -64,19 +64,25 @@ class Speaker:
     def __init__(self, config: GenerateConfig, batch_size: int):
         self.config = config
         directory = Path(config.model)
-        lineage_verify.require(directory, "model", "remove its lineage.json; its history is lost with it", _log.debug, reads=False)
+        if not config.unverified:
+            # Sizes and the record; reading every byte of 33 GB before a question is for `lineage verify`.
+            lineage_verify.require(directory, "model", "unverified=true", _log.debug, reads=False)
         self.device = _device()
         model_config = read_model_config(directory)
         dtype = _DTYPES.get(config.dtype.value) or _fitting(stored_dtype(directory, config.allow_pickle), self.device)
-        self.memory = memory.predict(model_config, dtype, batch_size)
-        _log.info(self.memory.describe(batch_size, model_config.n_positions))
-        free = memory.available(self.device)
-        if self.memory.weights > free and config.device_map is DeviceMap.single:
+        on_cpu = self.device.type == "cpu"
+        slots = -(-batch_size // FEWEST_SLOTS) * FEWEST_SLOTS if on_cpu else batch_size
+        self.memory = memory.predict(model_config, dtype, slots, eager=on_cpu)
+        _log.info(self.memory.describe(slots, model_config.n_positions))
+        spread = "auto" if config.device_map is DeviceMap.auto else None
+        free = memory.available(self.device, spread is not None)
+        if self.memory.weights > free and spread is None:
             raise OutOfMemoryError(
                 f"the weights of {directory} take {self.memory.weights / memory.GIB:.1f} GiB as {dtype}, {free / memory.GIB:.1f} GiB are "
                 f"free on {self.device.type}; take a smaller number format (dtype=bf16) or, with GPUs, device_map=auto"
             )
-        spread = "auto" if config.device_map is DeviceMap.auto else None
+        if self.memory.total > free:
+            _log.warning(f"{free / memory.GIB:.1f} GiB are free: long rows may not fit; a smaller batch_size takes less")
         model = load_model(directory, dtype=dtype, allow_pickle=config.allow_pickle, device_map=spread)
         self.model: CodeGenLM = (model if spread else model.to(self.device)).eval()
         self.tokenizer = MossTokenizer.load(directory)
@@ -91,6 +97,8 @@ class Speaker:
         # Tags, and ids beyond the tokenizer, have no place in a reply.
         forbidden = self.tokenizer.special_ids | set(range(self.tokenizer.size, rows))
         self.decoder = Decoder(self.model, controls, forbidden, sampling, config.seed, batch_size, backend)
+        if on_cpu and not self.decoder.exact:
+            _log.warning("products on this machine depend on how many rows they are made of: another batch_size can change a reply")
         tools = config.tools
         self.toolbox = make_toolbox(
             search_url=tools.search_url, image_url=tools.image_url, image_directory=Path(tools.image_directory), allow=tools.allow

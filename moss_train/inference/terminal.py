@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import codecs
-import logging
+import contextlib
+import importlib
+import io
 import sys
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from moss_train.data.dialogue import Turn
-from moss_train.errors import UsageError
+from moss_train.data.terminal import visible
+from moss_train.errors import DataError, UsageError
 from moss_train.inference.decoder import Task
 from moss_train.inference.speaker import Speaker
 from moss_train.inference.transcript import Transcript
 from moss_train.inference.turns import Reply
 
+_COMMANDS = ("/new", "/thoughts", "/tools", "/system", "/help")
 HELP = """\
   /new        begin a new dialogue
   /thoughts   show or hide inner thoughts, commands and results
@@ -24,8 +28,6 @@ HELP = """\
   /quit       leave (also Ctrl-D); Ctrl-C stops a reply"""
 _STYLES = {"Inner Thoughts": "italic dim", "Commands": "cyan", "MOSS": ""}
 _LABELS = {"Inner Thoughts": "thinks", "Commands": "calls", "MOSS": "MOSS"}
-
-_log = logging.getLogger("moss_train")
 
 
 class _Screen:
@@ -50,9 +52,9 @@ class _Screen:
             text = text.lstrip()
             if not text:
                 return
-            self.console.print(f"[bold]{_LABELS[self._segment]:>7}[/] ", end="")
+            _put(self.console, f"{_LABELS[self._segment]:>7} ", "bold", end="")
             self._begun = True
-        self.console.print(escape(text), style=_STYLES[self._segment], end="", soft_wrap=True, highlight=False)
+        _put(self.console, text, _STYLES[self._segment], end="")
 
     def close(self) -> None:
         """The segment has ended."""
@@ -64,9 +66,8 @@ class _Screen:
         """What the tools found."""
         if self._shown("Results") and text is not None and text.strip() != "None":
             for number, line in enumerate(text.strip().splitlines()):
-                self.console.print(
-                    f"[bold]{'tools' if number == 0 else '':>7}[/] [green]{escape(line)}[/]", soft_wrap=True, highlight=False
-                )
+                _put(self.console, f"{'tools' if number == 0 else '':>7} ", "bold", end="")
+                _put(self.console, line, "green")
 
     def _shown(self, segment: str) -> bool:
         return segment == "MOSS" or self.show_thoughts
@@ -85,28 +86,36 @@ def chat(speaker: Speaker, system: str, console: Console | None = None) -> None:
     speaker.decoder.on_token = screen.token
     speaker.decoder.keep_cache = True
     interactive = sys.stdin.isatty()
+    if interactive:
+        # Arrow keys, and lines longer than the terminal's own 4,096 bytes.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("readline")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     transcript, numbered, turns = Transcript(speaker.tokenizer, system), 1, 0
     if interactive:
-        console.print("Type a message; /help tells what else there is.", style="dim")
+        _put(console, "Type a message; /help tells what else there is.", "dim")
     while True:
         message = _read(console, interactive)
         if message is None or message in ("/quit", "/exit"):
             return
-        if message.startswith("/"):
+        if message in _COMMANDS:
             if message == "/new":
                 transcript, numbered = Transcript(speaker.tokenizer, system), 1
-                console.print("a new dialogue", style="dim")
+                _put(console, "a new dialogue", "dim")
             elif message == "/thoughts":
                 screen.show_thoughts = not screen.show_thoughts
-                console.print(f"inner thoughts are {'shown' if screen.show_thoughts else 'hidden'}", style="dim")
+                _put(console, f"inner thoughts are {'shown' if screen.show_thoughts else 'hidden'}", "dim")
             elif message == "/tools":
                 speaker.config.tools.run = not speaker.config.tools.run
-                console.print(f"tools are {'on' if speaker.config.tools.run else 'off'}", style="dim")
+                _put(console, f"tools are {'on' if speaker.config.tools.run else 'off'}", "dim")
             elif message == "/system":
-                console.print(escape(system), style="dim", soft_wrap=True)
+                _put(console, system, "dim")
             else:
-                console.print(HELP, style="dim", markup=False)
+                _put(console, HELP, "dim")
             continue
+        # Two strokes at the beginning send one.
+        message = message.removeprefix("/") if message.startswith("//") else message
         if not message:
             continue
         before = [dict(turn) for turn in transcript.turns]
@@ -115,11 +124,11 @@ def chat(speaker: Speaker, system: str, console: Console | None = None) -> None:
             reply = speaker.decoder.one(_shown(speaker.turn(transcript, numbered), transcript, screen), turns)
         except KeyboardInterrupt:
             screen.close()
-            console.print("(stopped; the message and the reply are left out)", style="dim")
+            _put(console, "(stopped; the message and the reply are left out)", "dim")
             transcript.turns = before
             continue
-        except UsageError as error:
-            console.print(f"({error})", style="dim", markup=False)
+        except (UsageError, DataError) as error:
+            _put(console, f"({error})", "dim")
             transcript.turns = before
             continue
         turns += 1
@@ -130,17 +139,27 @@ def chat(speaker: Speaker, system: str, console: Console | None = None) -> None:
 
 
 def _read(console: Console, interactive: bool) -> str | None:
-    """The next message, or None at the end of the input."""
+    """The next message, or None at the end of the input. Bytes that are not text become U+FFFD."""
     try:
         if interactive:
-            return console.input("[bold blue]    you[/] ").strip()
-        line = sys.stdin.readline()
+            _put(console, "    you ", "bold blue", end="")
+            line = input()
+        else:
+            line = sys.stdin.readline()
+            if not line:
+                return None
     except (EOFError, KeyboardInterrupt):
         return None
-    if not line:
-        return None
-    console.print(f"[bold blue]    you[/] {escape(line.strip())}", soft_wrap=True)
-    return line.strip()
+    message = line.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
+    if not interactive:
+        _put(console, "    you ", "bold blue", end="")
+        _put(console, message)
+    return message
+
+
+def _put(console: Console, text: str, style: str = "", end: str = "\n") -> None:
+    """Prints a text as it is: nothing in it is markup, and nothing moves the cursor."""
+    console.print(Text(visible(text), style), end=end, soft_wrap=True, highlight=False, emoji=False, markup=False)
 
 
 def _shown(task: Task[Reply], transcript: Transcript, screen: _Screen) -> Task[Reply]:
@@ -171,4 +190,4 @@ def _tell(reply: Reply, console: Console) -> None:
         notes += list(reply.tool_run.problems)
         notes += [f"image: {path}" for path in reply.tool_run.images]
     for note in notes:
-        console.print(f"({note})", style="dim", markup=False)
+        _put(console, f"({note})", "dim")

@@ -319,7 +319,9 @@ class CodeGenLM(PreTrainedModel, GenerationMixin):
             weight = token_index.numel()
             metrics = {"loss": (loss_sum.detach(), weight), "accuracy": (token_correct.sum().float(), weight)}
             return LossOutput(loss_sum, token_loss, token_correct, token_index, metrics)
-        keep: Any = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        # A model spread over devices has its last layer elsewhere than the input.
+        given = logits_to_keep
+        keep: Any = slice(-given or None, None) if isinstance(given, int) else given.to(hidden_states.device)
         return CausalLMOutputWithPast(logits=self.lm_head(hidden_states[:, keep]), past_key_values=past_key_values)
 
 

@@ -66,7 +66,8 @@ def read_model_config(directory: str | Path) -> CodeGenConfig:
     raw = _read_config_json(Path(directory))
     model_type = raw.get("model_type")
     if model_type not in ("codegen", "moss"):
-        raise CheckpointError(f"{path}: model_type is {model_type!r}, expected codegen or moss; this model reads no other family")
+        more = ". It may be an export with format=gptj: take the directory that was made from" if model_type == "gptj" else ""
+        raise CheckpointError(f"{path}: model_type is {model_type!r}, expected codegen or moss; this model reads no other family{more}")
     problems = [f"{key} is missing" for key in SHAPE_KEYS if not isinstance(raw.get(key), int)]
     if problems:
         raise _error(path, problems, "take config.json from the publisher of these weights")
@@ -104,8 +105,8 @@ def check_weights(directory: str | Path, config: CodeGenConfig, allow_pickle: bo
     quantisation = _quantisation(_read_config_json(directory))
     if quantisation:
         raise CheckpointError(
-            f"{directory}: the weights are quantised ({quantisation}), so they can be run but not trained; "
-            "start from the float16 or bfloat16 directory this one was made of"
+            f"{directory}: the weights are quantised ({quantisation}), which this program does not read; "
+            "take the float16 or bfloat16 directory this one was made of"
         )
     files, stored, problems = _read_headers(directory, allow_pickle)
     expected = parameter_shapes(config)

@@ -81,7 +81,7 @@ def test_a_text_file_and_bad_lines(model: Path, tmp_path: Path) -> None:
         forked(1, "scripts/generate.py", f"model={model}", f"prompts={tmp_path / 'questions.txt'}", "max_new_tokens=4", *PLAIN)
     )
     assert "questions.txt:1] one" in shown.stdout
-    assert "questions.txt:2] two" in shown.stdout
+    assert "questions.txt:3] two" in shown.stdout
     assert "memory: about" in shown.stderr
     (tmp_path / "bad.jsonl").write_text('{"prompt": "one"}\n{"question": "two"}\n')
     refused = forked(1, "scripts/generate.py", f"model={model}", f"prompts={tmp_path / 'bad.jsonl'}", *PLAIN)

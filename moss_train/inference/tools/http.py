@@ -108,6 +108,10 @@ def parse_url(url: str) -> Target:
     )
 
 
+# Public by number, and yet of the machine's own network: protocol assignments, and a cloud's service for its hosts.
+_SPECIAL = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("168.63.129.16/32"))
+
+
 def is_public(address: str) -> bool:
     """Whether an IP address belongs to the public internet and embeds no other."""
     try:
@@ -115,7 +119,8 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     if isinstance(parsed, ipaddress.IPv4Address):
-        return parsed.is_global and not (parsed.is_multicast or parsed.is_reserved or parsed in _RELAYS)
+        special = parsed.is_multicast or parsed.is_reserved or any(parsed in one for one in _SPECIAL)
+        return parsed.is_global and not (special or parsed in _RELAYS)
     return parsed.is_global and not parsed.is_multicast and parsed in _UNICAST and not any(parsed in one for one in _EMBEDDING)
 
 

@@ -38,4 +38,8 @@ def test_weights_and_keys_are_counted_to_the_byte() -> None:
     decoder = Decoder(model, [0], [], Sampling(), 0, batch_size=4)
     decoder.one(task())
     assert decoder.cache.bytes == predicted.cache
+    # One row takes the slots of the smallest product.
+    alone = Decoder(model, [0], [], Sampling(), 0, batch_size=1)
+    alone.one(task())
+    assert alone.cache.bytes == predicted.cache
     assert memory.available(torch.device("cpu")) > 2**28

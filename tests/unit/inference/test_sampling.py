@@ -15,6 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from moss_train.errors import NonFiniteError
 from moss_train.inference.sampling import Sampling, choose, row_key, uniform
 
 VOCABULARY = 50
@@ -97,3 +98,11 @@ def test_draws_are_uniform_and_independent() -> None:
     pairs = [uniform(row_key(0, row), 0) * uniform(row_key(0, row + 1), 0) for row in range(2000)]
     assert abs(sum(pairs) / len(pairs) - 0.25) < 0.02
     assert len({row_key(0, 1), row_key(1, 0), row_key(0, 1, "commands")}) == 3
+
+
+def test_logits_that_are_not_numbers_are_told() -> None:
+    logits = torch.zeros(2, VOCABULARY)
+    logits[1, 3] = float("nan")
+    for temperature in (0.0, 0.7):
+        with pytest.raises(NonFiniteError, match="dtype=bf16"):
+            choose(logits, held_of(torch.tensor([[0], [0]])), NOTHING, [0.5, 0.5], Sampling(temperature=temperature))

@@ -1,0 +1,57 @@
+"""What a chat prints is what the model wrote, and moves no cursor."""
+
+from __future__ import annotations
+
+import io
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from moss_train.data.tokenizer import MossTokenizer
+from moss_train.inference import terminal
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> MossTokenizer:
+    return MossTokenizer.train([""], 256 + 7 + 8, reserved_tags=8)
+
+
+def shown(tokenizer: MossTokenizer, content: bytes, segment: str = "MOSS") -> str:
+    """A segment as it is printed, a token a byte."""
+    out = io.StringIO()
+    console: Any = Console(file=out, width=40)
+    speaker: Any = SimpleNamespace(tokenizer=tokenizer)
+    screen = terminal._Screen(speaker, console, show_thoughts=True)
+    places = {tokenizer.token_bytes(number): number for number in range(256)}
+    screen.open(segment)
+    for byte in content:
+        screen.token(0, places[bytes([byte])])
+    screen.close()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("text", ["a\\ b \\[x] [bold]c[/]", ":smile: 100 :100:", "你好，世界 🎉", "C:\\dir\\", "a long line " * 10, "[/]"])
+def test_text_is_shown_as_it_is(tokenizer: MossTokenizer, text: str) -> None:
+    assert shown(tokenizer, text.encode()) == f"   MOSS {text}\n"
+
+
+def test_nothing_moves_the_cursor(tokenizer: MossTokenizer) -> None:
+    for attack in ("\x1b]52;c;aGk=\x07", "\x1b[2J", "\x0e", "a\rb", "\u202eevil", "\x9b31m"):
+        printed = shown(tokenizer, attack.encode())
+        assert not any(ord(character) < 32 and character != "\n" for character in printed)
+        assert "\u202e" not in printed
+        assert "\x9b" not in printed
+
+
+def test_bytes_that_are_no_text_are_replaced(tokenizer: MossTokenizer) -> None:
+    assert shown(tokenizer, b"a\xe4\xbdb") == "   MOSS a\ufffdb\n"
+
+
+def test_a_message_may_hold_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ab\udcffc\n"))
+    assert terminal._read(Console(file=io.StringIO()), interactive=False) == "ab\ufffdc"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert terminal._read(Console(file=io.StringIO()), interactive=False) is None
