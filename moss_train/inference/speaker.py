@@ -147,8 +147,10 @@ def _device() -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         return torch.device("cuda", local % torch.cuda.device_count())
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
-    if beside > 1:
+    if beside > 1 and not threads:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))
     return torch.device("cpu")
 

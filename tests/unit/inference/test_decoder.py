@@ -62,11 +62,11 @@ def test_greedy_ids_are_those_of_transformers(model: CodeGenLM) -> None:
 
 @pytest.mark.parametrize("task", [reply, turn])
 def test_neither_batch_size_nor_order_nor_threads_change_a_row(model: CodeGenLM, task: type) -> None:
-    all_prompts = prompts(23)
+    all_prompts = prompts(13)
     alone = {number: decoder(model, 1).one(task(prompt), number) for number, prompt in enumerate(all_prompts)}
-    assert len({str(result) for result in alone.values()}) > 15
+    assert len({str(result) for result in alone.values()}) > 8
     threads = torch.get_num_threads()
-    for batch_size, backwards, used in ((2, False, 2), (5, True, 2), (16, False, 1), (64, True, 2), (1, False, 1)):
+    for batch_size, backwards, used in ((2, False, 1), (5, True, 2), (64, True, 1)):
         numbered = list(enumerate(all_prompts))
         try:
             torch.set_num_threads(used)
