@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from moss_train.artifacts.lineage import FILE_NAME, FOREIGN, SUFFIX, Parent, for
 
 _MOST_FOLDERS = 5_000
 """Looked into below one root."""
+_MOST_FOREIGN_FILES = 1000
+"""Of a directory without a record that is read to know it."""
 _DEEPEST = 6
 _DEEPEST_NEAR = 3
 """Below the folder above an artefact's, where nothing was named: enough for the run directories of a folder of runs."""
@@ -90,6 +93,9 @@ class Places:
         """The place of a parent: where its child names it, else wherever an artefact with its id is."""
         recorded = Path(os.path.normpath(child.absolute() / parent.path)) if parent.path is not None else None
         stranger: str | None = None
+        if recorded is not None and parent.id.startswith(FOREIGN) and not _may_be_model(recorded):
+            # A record may come from anyone: it must not have the whole of a machine read.
+            recorded = None
         if recorded is not None and recorded.exists():
             if parent.id.startswith(FOREIGN):
                 # One that has got a record since is another artefact than a bare directory, but its files may be the same.
@@ -125,6 +131,15 @@ class Places:
         if directory not in self._foreign:
             self._foreign[directory] = foreign_id(directory)
         return self._foreign[directory]
+
+
+def _may_be_model(directory: Path) -> bool:
+    """Whether a directory without a record has as few files as one that a model was made from."""
+    try:
+        files = sum(1 for _ in islice((path for path in directory.rglob("*") if path.is_file()), _MOST_FOREIGN_FILES + 1))
+    except OSError:
+        return False
+    return files <= _MOST_FOREIGN_FILES
 
 
 def around(artefact: Path) -> Path:

@@ -13,6 +13,7 @@ from moss_train.artifacts import lineage
 from moss_train.artifacts.lineage import Lineage, Parent, parent_of
 from moss_train.artifacts.lineage_graph import family as graph_of
 from moss_train.artifacts.lineage_tool import main
+from moss_train.artifacts.lineage_verify import verify
 from tests.families import Family
 
 
@@ -157,3 +158,32 @@ def test_a_reader_that_has_seen_enough(family: Family, repository: Path) -> None
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=repository, check=True)
     assert done.stdout.startswith("sft/export")
     assert done.stderr == ""
+
+
+def test_places_may_be_named_from_where_one_stands(
+    family: Family, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(family.export.parent)
+    assert "good" in run(capsys, "verify", ".", "--in", family.root)
+    monkeypatch.chdir(family.root)
+    assert "sft/export-int8" in run(capsys, "children", family.export, ".")
+
+
+def test_a_record_cannot_have_a_machine_read(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parent made elsewhere is hashed only where it has as few files as a model has."""
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(30):
+        (many / str(number)).write_text("")
+    child = tmp_path / "child"
+    child.mkdir()
+    (child / "a").write_text("a")
+    lineage.write(child, Lineage("export", "test", [Parent("init", f"files-sha256:{'0' * 64}", "many", str(many))]))
+    read: list[Path] = []
+    monkeypatch.setattr("moss_train.artifacts.lineage_places.foreign_id", lambda directory: read.append(directory) or "files-sha256:other")
+    monkeypatch.setattr("moss_train.artifacts.lineage_places._MOST_FOREIGN_FILES", 29)
+    verify(child)
+    assert read == []
+    monkeypatch.setattr("moss_train.artifacts.lineage_places._MOST_FOREIGN_FILES", 30)
+    verify(child)
+    assert read == [many]
