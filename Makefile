@@ -17,9 +17,10 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## train, export, reload and talk to a small model on two CPU ranks under ZeRO-3
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py
 
-# Two workers, each of which takes the next test when it is free: whole runs last a minute, most others a hundredth of that.
+# Two workers, each of which takes the next test when it is free: whole runs last a minute, most others a hundredth of that. A thread each:
+# the threads of two workers on two cores wait for each other at every product, and a test then takes ten times as long.
 test: $(STAMP)  ## the default suite: CPU, no network
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
