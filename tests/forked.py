@@ -73,7 +73,7 @@ class Ranks:
         self.ranks = []
         for number in range(count):
             placed = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-            env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, TORCH_CPP_LOG_LEVEL="ERROR", **placed, **extra)
+            env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, TORCH_CPP_LOG_LEVEL="ERROR", **{**placed, **extra})
             self.ranks.append(Rank(REPOSITORY / script, list(arguments), env, cwd, Path(self._folder.name), number))
 
     def wait(self, timeout: float = 300) -> list[int]:

@@ -98,12 +98,11 @@ def _made(record: Lineage) -> str:
     """How it was made, in a sentence or two."""
     bases = [parent.name for parent in record.parents if parent.role == "init"]
     others = [f"{parent.name} ({parent.role})" for parent in record.parents if parent.role != "init"]
+    rewritten = record.details.get("rewritten_from")
+    sentence = f"It is {rewritten}, rewritten. " if rewritten else ""
     if record.stage == "import":
-        return f"It is {record.parents[0].name if record.parents else 'another directory'}, rewritten."
-    # An export of a run names its checkpoint; a rewritten one has no `init` of its own, but what it was rewritten from may have.
-    rewritten = not bases and any(parent.role == "source" and "step-" not in parent.name for parent in record.parents)
-    begun = ", ".join(bases) if bases else "the beginnings of " + others[0].partition(" ")[0] if rewritten else "random weights"
-    sentence = f"It was trained by the stage `{record.stage}`, from {begun}"
+        return sentence + "How that was made is not recorded."
+    sentence += f"It was trained by the stage `{record.stage}`, from {', '.join(bases) if bases else 'random weights'}"
     if record.tokens_seen:
         sentence += f", on {record.tokens_seen:,} tokens, {record.supervised_tokens:,} of them with loss"
         if record.details.get("loss_on"):
@@ -136,6 +135,5 @@ def _licences(record: Lineage) -> str:
     if not found:
         return "None is stated by what this model was made from."
     lines = [f"- {licence}: {', '.join(names)}" for licence, names in found.items()]
-    return "Of the data and the models it was made from; what holds for this model is for whoever publishes it to settle:\n\n" + "\n".join(
-        lines
-    )
+    head = "Of the data and the models it was made from; what holds for this model is for whoever publishes it to settle:"
+    return "\n".join([head, "", *lines])

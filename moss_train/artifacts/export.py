@@ -7,9 +7,9 @@ export without code of ours. The directory appears under its name when it is com
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
-import math
 import os
 import shutil
 import uuid
@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from moss_train import files
-from moss_train.artifacts import card, lineage, lineage_verify
+from moss_train.artifacts import card, lineage, lineage_kinds, lineage_verify
 from moss_train.artifacts.config import ExportJobConfig
 from moss_train.artifacts.layouts import layout_config, rename
-from moss_train.artifacts.reopen import Tracer, compare, iterate_parameters, reopened_logits
+from moss_train.artifacts.reopen import Tracer, compare, reopened_logits
 from moss_train.errors import DiskFullError, NonFiniteError, UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # The sampling values published with MOSS (its command line demo), and room for a reply.
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 40, "repetition_penalty": 1.02, "max_new_tokens": 512}
-
 
 PROBE = "MOSS: 1 + 1 = 2, and the capital of France is Paris.\n你好，世界！\ndef f(x):\n    return x\n"
 """The prompt with which an export is tried."""
@@ -84,7 +83,15 @@ def write_export(
         if out.exists():
             raise UsageError(f"{out} exists; a finished artefact is never changed. Name another directory")
         record.details["layout"], record.number_format = layout, dtype
-        partial.mkdir(parents=True)
+        for left in out.parent.glob(f"{glob.escape(out.name)}.tmp-{'[0-9a-f]' * 8}"):
+            # Of an export that was killed.
+            files.empty_trash(left)
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            if files.is_disk_full(error):
+                raise
+            raise UsageError(f"{out} cannot be written: {error.strerror}") from error
         ids = tokenizer.encode(PROBE)[: model_config.n_positions]
         tracer = Tracer(model_config, ids)
         _write_shards(partial, _laid_out(pending, DTYPES[dtype], layout, tracer), max_shard_bytes)
@@ -156,13 +163,13 @@ def _write_shards(directory: Path, parameters: Iterable[tuple[str, torch.Tensor]
 
 
 def _write_configs(directory: Path, model_config: Any, tokenizer: MossTokenizer, dtype: torch.dtype) -> None:
-    """Writes config.json, generation_config.json and the tokenizer's files."""
+    """Writes config.json (of the layout's own configuration, which is changed), generation_config.json and the tokenizer's files."""
     from transformers import GenerationConfig
 
-    config = model_config
-    config.dtype = dtype
-    config.bos_token_id, config.eos_token_id, config.pad_token_id = tokenizer.endoftext, tokenizer.eom, tokenizer.endoftext
-    config.save_pretrained(directory)
+    model_config.dtype = dtype
+    model_config.bos_token_id, model_config.eos_token_id = tokenizer.endoftext, tokenizer.eom
+    model_config.pad_token_id = tokenizer.endoftext
+    model_config.save_pretrained(directory)
     generation = GenerationConfig(
         **SAMPLING,
         bos_token_id=tokenizer.endoftext,
@@ -177,14 +184,13 @@ def _write_configs(directory: Path, model_config: Any, tokenizer: MossTokenizer,
 def main(config: ExportJobConfig) -> None:
     """Rewrites a model directory as an export: the job behind `scripts/export.py`. No more than a shard of it is ever in memory."""
     from moss_train.data.tokenizer import MossTokenizer
-    from moss_train.model.loading import check_weights, parameter_shapes, read_model_config, stored_dtype, weight_files
+    from moss_train.model.loading import check_weights, iterate_parameters, read_model_config, stored_dtype
+    from moss_train.model.shapes import count_parameters
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     source, out = Path(config.model), Path(config.out)
     if out.exists():
         raise UsageError(f"out={out} exists; a finished artefact is never changed. Name another directory")
-    if out.parent.exists() and not os.access(out.parent, os.W_OK):
-        raise UsageError(f"out={out}: {out.parent} cannot be written")
     if not config.unverified:
         lineage_verify.require(source, "model", "unverified=true", _log.info)
     model_config = read_model_config(source)
@@ -193,22 +199,10 @@ def main(config: ExportJobConfig) -> None:
     names = {dtype: name for name, dtype in DTYPES.items()}
     kept = names.get(stored_dtype(source, config.allow_pickle), "fp32")
     dtype = kept if config.dtype.value == "auto" else config.dtype.value
-    shapes = parameter_shapes(model_config)
-    before = lineage.read(source) or {}
-    record = lineage.Lineage(
-        kind="export",
-        stage=before.get("stage", "import"),
-        parents=[lineage.parent_of(source, "source")],
-        data=[lineage.Source(**entry) for entry in before.get("data", [])],
-        tokens_seen=before.get("tokens_seen", 0),
-        supervised_tokens=before.get("supervised_tokens", 0),
-        metrics=before.get("metrics", {}),
-        # How it was trained tells how it is to be prompted, whatever its number format.
-        details={**before.get("details", {}), "parameters": sum(math.prod(shape) for shape in shapes.values())},
-    )
+    record = lineage_kinds.rewritten_export(source, count_parameters(model_config))
     identity = write_export(
         out,
-        iterate_parameters(source, weight_files(source), list(shapes)),
+        iterate_parameters(source),
         model_config,
         dtype,
         record,

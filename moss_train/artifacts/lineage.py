@@ -165,6 +165,11 @@ def _relative(path: str | None, artefact: Path) -> str | None:
     return path if path is None else Path(os.path.relpath(path, artefact.absolute())).as_posix()
 
 
+def recorded_path(artefact: Path, parent: Parent) -> str | None:
+    """Where the record of an artefact says that a parent was: an absolute path, or None."""
+    return None if parent.path is None else os.path.normpath(artefact.absolute() / parent.path)
+
+
 def licences_of(lineage: Lineage) -> dict[str, list[str]]:
     """Licence -> names of what has it: its own data, and all that its parents inherited, as far as they are at hand."""
     found: dict[str, set[str]] = {}

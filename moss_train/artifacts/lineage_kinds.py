@@ -6,10 +6,11 @@ Trainings make theirs in `train.stage` (kinds `checkpoint`, `export`, `pm`), fro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moss_train.artifacts.lineage import UNKNOWN_LICENCE, Lineage, Parent, Record, Source, load
+from moss_train.artifacts.lineage import UNKNOWN_LICENCE, Lineage, Parent, Record, Source, load, parent_of, recorded_path
 
 
 def tokenizer(stage: str, data: list[Source], size: int, rows: int, fingerprint: str) -> Lineage:
@@ -75,6 +76,25 @@ def variant(
     if calibration is not None:
         made.data = [*made.data, calibration]
         made.details["calibration"] = calibration.name
+    return made
+
+
+def rewritten_export(source: Path, parameters: int) -> Lineage:
+    """An export made of another model directory: in another number format or layout.
+
+    How it was trained tells how it is to be prompted, and what was measured of it still holds, but for rounding. It begins with what its
+    source began with.
+
+    Args:
+        source: The directory. parameters: Of the model.
+    """
+    before = load(source)
+    made = _rewritten("export", before.lineage.stage if before is not None else "import", [parent_of(source, "source")], before)
+    made.details |= {"parameters": parameters, "rewritten_from": source.resolve().name}
+    if before is not None:
+        made.metrics = before.lineage.metrics
+        begun = [parent for parent in before.lineage.parents if parent.role == "init"]
+        made.parents += [replace(parent, path=recorded_path(source, parent)) for parent in begun]
     return made
 
 

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from moss_train.artifacts.lineage import FILE_NAME, FOREIGN, SUFFIX, Parent, foreign_id, record_id, record_path
+from moss_train.artifacts.lineage import FILE_NAME, FOREIGN, SUFFIX, Parent, foreign_id, record_id, record_path, recorded_path
 
 _MOST_FOLDERS = 5_000
 """Looked into below one root."""
@@ -91,7 +91,8 @@ class Places:
 
     def find(self, parent: Parent, child: Path) -> Place:
         """The place of a parent: where its child names it, else wherever an artefact with its id is."""
-        recorded = Path(os.path.normpath(child.absolute() / parent.path)) if parent.path is not None else None
+        named = recorded_path(child, parent)
+        recorded = Path(named) if named is not None else None
         stranger: str | None = None
         if recorded is not None and parent.id.startswith(FOREIGN) and not _may_be_model(recorded):
             # A record may come from anyone: it must not have the whole of a machine read.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +14,8 @@ from moss_train.artifacts.lineage import Record, load, record_path
 from moss_train.artifacts.lineage_graph import Graph, Node, descendants, family, name_of
 from moss_train.artifacts.lineage_places import artefacts_below
 from moss_train.artifacts.lineage_verify import Report, short, verify
-from moss_train.data.terminal import Screen, count, visible
-from moss_train.errors import CheckpointError, MossTrainError, UsageError
+from moss_train.data.terminal import Screen, count, exit_code_of, visible
+from moss_train.errors import CheckpointError, UsageError
 from moss_train.files import replace_content
 
 _DIFFERENCE_WIDTH = 34
@@ -58,20 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in (show, check):
         command.add_argument("--in", dest="roots", type=Path, nargs="+", default=[], metavar="DIR", help="where to look for its family")
     arguments = parser.parse_args(argv)
-    if hasattr(sys.stdout, "reconfigure"):
-        # A terminal without UTF-8 shows escapes instead of failing.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        code: int = arguments.run(arguments)
-        sys.stdout.flush()
-    except MossTrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader (`head`, `less`) has seen enough. Python would complain once more while closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return code
+    return exit_code_of(lambda: arguments.run(arguments))
 
 
 def _print_json(value: Any) -> None:

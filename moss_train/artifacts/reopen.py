@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,26 +150,3 @@ def compare(expected: torch.Tensor, found: torch.Tensor, directory: Path) -> flo
             f"expected at most {TOLERANCE:.0e}. It is not kept; the disk or the memory may be damaged"
         )
     return difference
-
-
-def iterate_parameters(directory: Path, files: list[Path], names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters from the files of a model directory, one at a time, in the order of `names`; memory is that of one.
-
-    Args:
-        directory: The model's.
-        files: Its weights, all safetensors or all `.bin`, which were checked.
-        names: The model's parameters.
-    """
-    if files[0].suffix == ".safetensors":
-        place: dict[str, Path] = {}
-        for file in files:
-            with safe_open(file, framework="pt") as reader:
-                place |= dict.fromkeys(reader.keys(), file)
-        for name in names:
-            with safe_open(place[name], framework="pt") as reader:
-                yield name, reader.get_tensor(name)
-        return
-    # Mapped, not read: a value is loaded when it is touched.
-    states = [torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files]
-    for name in names:
-        yield name, next(state[name] for state in states if name in state)

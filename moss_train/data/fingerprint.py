@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from moss_train import files
+from moss_train.cores import cores
 from moss_train.data.cache import Cache, key_of
 from moss_train.errors import DataError
 
@@ -77,7 +77,7 @@ def hash_inputs(paths: Sequence[Path], cache: Cache, progress: Callable[[], None
         return before, digest, when
 
     # sha256 runs outside the interpreter's lock.
-    with ThreadPoolExecutor(max_workers=min(8, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
         results |= dict(zip(missing, pool.map(hash_one, missing), strict=True))
     if missing:
         record = [[str(path.absolute()), *results[path]] for path in dict.fromkeys(paths)]

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from moss_train.cores import cores
 from moss_train.data.cache import Say
 from moss_train.data.documents import TABLE, digest_of, id_type
 from moss_train.data.fingerprint import stamp
@@ -106,11 +107,6 @@ def _size(piece: Piece) -> int:
     if piece.end is None or piece.path.suffix.lower() == ".parquet":
         return size if piece.end is None else max(1, (piece.end - piece.start) * _PIECE_BYTES)
     return piece.end - piece.start
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 class _Progress:

@@ -1,10 +1,15 @@
-"""Text for the terminal."""
+"""Text for the terminal, and the end of a program that prints."""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 from rich.console import Console
+
+from moss_train.errors import MossTrainError
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -14,6 +19,27 @@ class Screen(Console):
 
     def on_broken_pipe(self) -> NoReturn:
         raise BrokenPipeError
+
+
+def exit_code_of(command: Callable[[], int]) -> int:
+    """Runs a command that prints, and tells its errors; returns the exit code."""
+    if hasattr(sys.stdout, "reconfigure"):
+        # A terminal without UTF-8 shows escapes instead of failing.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    code = 0
+    try:
+        code = command()
+        sys.stdout.flush()
+    except MossTrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader (`head`, `less`) has seen enough. Python would complain once more while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    return code
 
 
 def visible(text: str) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable, Sequence
 
 from moss_train.data import check, convert, show, stats
-from moss_train.errors import MossTrainError
+from moss_train.data.terminal import exit_code_of
 
 _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "check": (check.HELP, check.DESCRIPTION, check.add_arguments, check.check),
@@ -27,20 +25,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_arguments(command)
         command.set_defaults(run=run)
     arguments = parser.parse_args(argv)
-    if hasattr(sys.stdout, "reconfigure"):
-        # A terminal without UTF-8 shows escapes instead of failing.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    code = 0
-    try:
-        code = arguments.run(arguments)
-        sys.stdout.flush()
-    except MossTrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader (`head`, `less`) has seen enough. Python would complain once more while closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        return 130
-    return code
+    return exit_code_of(lambda: arguments.run(arguments))

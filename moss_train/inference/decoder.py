@@ -188,9 +188,9 @@ class Decoder:
         self.on_token: Callable[[int, int], None] | None = None
         """Called with the number of a row and each id that it writes, stops left out."""
         self.keep_cache = False
-        """Let a task begin with what the last one left in the slot: for the turns of one chat. A prompt then gives the same reply to the
-        bit only after the same turns."""
-        self._left: dict[int, list[int]] = {}
+        """With one slot: let a task begin with what the last one left there, as for the turns of a chat. A prompt then gives the same
+        reply to the bit only after the same turns."""
+        self._left: list[int] = []
 
     def run(self, tasks: Iterable[tuple[int, Task[_Result]]]) -> Iterator[tuple[int, _Result]]:
         """Runs numbered tasks; gives the number and the result of each as it ends.
@@ -200,7 +200,7 @@ class Decoder:
         waiting = iter(tasks)
         if self.rows:
             # A run that was left in its middle: what its slots hold is nobody's.
-            self.rows, self._left = [], {}
+            self.rows, self._left = [], []
         more = True
         with torch.inference_mode():
             while True:
@@ -209,8 +209,8 @@ class Decoder:
                     if task is None:
                         more = False
                         break
-                    left = self._left.pop(len(self.rows), []) if self.keep_cache else []
-                    self.rows.append(_Row(number, task, left))
+                    self.rows.append(_Row(number, task, self._left))
+                    self._left = []
                     yield from self._advance(self.rows[-1], None)
                 if not self.rows:
                     return
@@ -250,7 +250,8 @@ class Decoder:
             self.held[slot] = self.held[len(self.rows) - 1]
             self.rows[slot] = last
         self.rows.pop()
-        self._left = {len(self.rows): row.cached} if self.keep_cache else {}
+        if self.keep_cache and self.batch_size == 1:
+            self._left = row.cached
 
     def _read(self, row: _Row) -> torch.Tensor:
         """Reads a prompt, but for what the slot holds of it already; logits [1, V] after its last id."""
@@ -280,7 +281,7 @@ class Decoder:
         """One more id for every row; the rows whose write ended with it."""
         count = len(self.rows)
         width = -(-count // self.multiple) * self.multiple
-        # Slots that only fill up the product write to the position they would write next, and are read by nobody.
+        # Slots that only fill up the product belong to no row: what is written to them is read by nobody.
         places = [len(row.cached) for row in self.rows] + [0] * (width - count)
         ids = torch.tensor([row.fed for row in self.rows] + [0] * (width - count), device=self.device)[:, None]
         positions = torch.tensor(places, device=self.device)[:, None]

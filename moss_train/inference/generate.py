@@ -133,27 +133,24 @@ def main(config: GenerateConfig) -> None:
             raise UsageError(f"chat=true with {ranks} ranks: a chat has one; start it with python")
         chat(Speaker(config, 1), system_text(config))
         return
-    out = Path(config.out) if config.out is not None else None
-    partial = _open_out(out) if out is not None and rank == 0 else None
     if ranks > 1:
         dist.init_process_group("gloo", timeout=_TIMEOUT)
     if rank != 0:
         _log.setLevel(logging.WARNING)
     started = time.perf_counter()
-    dialogues: list[Dialogue] = []
     replies: list[tuple[int, Reply]] = []
     error: MossTrainError | None = None
     try:
+        # Whatever is wrong with the place for the replies is told before any is written.
+        out = _Out(config) if rank == 0 else None
         dialogues = dialogues_to_answer(config)
         mine = list(range(rank, len(dialogues), ranks))
         speaker = Speaker(config, min(config.batch_size, max(1, len(mine))))
         speaker.check(dialogues)
         for number, reply in _in_order(speaker.reply_all((number, dialogues[number]) for number in mine), mine):
             replies.append((number, reply))
-            if ranks == 1 and out is None:
-                _print(dialogues[number], reply, config)
-            elif ranks == 1 and partial is not None:
-                _append(partial, [to_record(dialogues[number], number, reply)])
+            if ranks == 1 and out is not None:
+                out.put(dialogues[number], number, reply)
     except torch.OutOfMemoryError as caught:
         error = OutOfMemoryError(f"{str(caught).splitlines()[0]} A smaller batch_size or number format takes less.")
     except MossTrainError as caught:
@@ -162,39 +159,52 @@ def main(config: GenerateConfig) -> None:
         replies = _gather(replies, error, rank, ranks)
     if error is not None:
         raise error
-    if rank != 0:
+    if out is None:
         return
     if ranks > 1:
         for number, reply in replies:
-            if partial is not None:
-                _append(partial, [to_record(dialogues[number], number, reply)])
-            else:
-                _print(dialogues[number], reply, config)
-    if out is None or partial is None:
-        return
-    files.rename(partial, out)
-    seconds = time.perf_counter() - started
-    tokens = sum(reply.tokens for _, reply in replies)
-    _log.info(f"{len(replies)} replies, {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:,.0f} tokens/s) -> {out}")
+            out.put(dialogues[number], number, reply)
+    out.finish([reply for _, reply in replies], time.perf_counter() - started)
 
 
-def _open_out(out: Path) -> Path:
-    """An empty file that becomes `out` when all is written; what is there after an interruption is what had been written."""
-    if out.exists():
-        raise UsageError(f"out={out} exists; name another file, or remove it")
-    partial = out.with_name(f"{out.name}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(b"")
-    except OSError as error:
-        raise UsageError(f"out={out} cannot be written: {error.strerror}") from error
-    return partial
+class _Out:
+    """Where replies go: to the terminal, or to the file `out`, which has its name when it is complete.
 
+    Raises:
+        UsageError: The file exists, or cannot be written.
+    """
 
-def _append(path: Path, records: list[dict[str, Any]]) -> None:
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    with path.open("ab") as file:
-        file.write("".join(lines).encode(errors="replace"))
+    def __init__(self, config: GenerateConfig):
+        self.config = config
+        self.path = Path(config.out) if config.out is not None else None
+        if self.path is None:
+            return
+        if self.path.exists():
+            raise UsageError(f"out={self.path} exists; name another file, or remove it")
+        # After an interruption it holds what had been written.
+        self.partial = self.path.with_name(f"{self.path.name}.partial")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.partial.write_bytes(b"")
+        except OSError as error:
+            raise UsageError(f"out={self.path} cannot be written: {error.strerror}") from error
+
+    def put(self, dialogue: Dialogue, number: int, reply: Reply) -> None:
+        """Takes the next reply."""
+        if self.path is None:
+            _print(dialogue, reply, self.config)
+            return
+        line = json.dumps(to_record(dialogue, number, reply), ensure_ascii=False) + "\n"
+        with self.partial.open("ab") as file:
+            file.write(line.encode(errors="replace"))
+
+    def finish(self, replies: list[Reply], seconds: float) -> None:
+        """All replies are there."""
+        if self.path is None:
+            return
+        files.rename(self.partial, self.path)
+        tokens = sum(reply.tokens for reply in replies)
+        _log.info(f"{len(replies)} replies, {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:,.0f} tokens/s) -> {self.path}")
 
 
 def _gather(own: list[tuple[int, Reply]], error: MossTrainError | None, rank: int, ranks: int) -> list[tuple[int, Reply]]:

@@ -21,6 +21,7 @@ from typing import Any
 from moss_train.config import Plugin
 from moss_train.data.dialogue import SEGMENT_KINDS
 from moss_train.data.formats.calls import ARGUMENT_OF, Call, scan_commands, write_commands, write_results
+from moss_train.data.formats.fields import NONE
 from moss_train.data.switches import SWITCH
 from moss_train.errors import UsageError
 from moss_train.inference.tools.calculator import calculate
@@ -39,7 +40,7 @@ TOOL_OF: Mapping[Plugin, str] = {
 }
 """The name in Commands of what each switch turns on."""
 
-NO_CALLS = " None"
+NO_CALLS = NONE
 NO_RESULTS = "\nNone\n"
 """Contents of Commands and Results of a turn without calls, as in the published dialogues with plugins."""
 

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from moss_train.artifacts import lineage, lineage_verify
+from moss_train.artifacts.export import DTYPES
 from moss_train.config import Plugin
+from moss_train.cores import threads_per_rank
 from moss_train.data.dialogue import Dialogue, Turn, meta_instruction
 from moss_train.data.records import PROBLEMS_SHOWN
 from moss_train.data.tokenizer import MossTokenizer
@@ -29,7 +31,6 @@ from moss_train.model.linear import widens
 from moss_train.model.loading import load_model, read_model_config, stored_dtype
 
 _log = logging.getLogger("moss_train")
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def training_details(directory: Path) -> dict[str, Any]:
@@ -69,7 +70,7 @@ class Speaker:
             lineage_verify.require(directory, "model", "unverified=true", _log.debug, reads=False)
         self.device = _device()
         model_config = read_model_config(directory)
-        dtype = _DTYPES.get(config.dtype.value) or _fitting(stored_dtype(directory, config.allow_pickle), self.device)
+        dtype = DTYPES.get(config.dtype.value) or _fitting(stored_dtype(directory, config.allow_pickle), self.device)
         on_cpu = self.device.type == "cpu"
         slots = -(-batch_size // FEWEST_SLOTS) * FEWEST_SLOTS if on_cpu else batch_size
         self.memory = memory.predict(model_config, dtype, slots, eager=on_cpu)
@@ -147,11 +148,7 @@ def _device() -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         return torch.device("cuda", local % torch.cuda.device_count())
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(int(threads))
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
-    if beside > 1 and not threads:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))
+    torch.set_num_threads(threads_per_rank())
     return torch.device("cpu")
 
 

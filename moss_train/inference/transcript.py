@@ -7,10 +7,8 @@ in training, so no text of theirs can become a control token.
 from __future__ import annotations
 
 from moss_train.data.dialogue import SEGMENT_KINDS, Turn
+from moss_train.data.formats.fields import NONE
 from moss_train.data.tokenizer import MossTokenizer
-
-NONE = " None"
-"""Content of a segment in which nothing is thought, called or returned, as in the published data."""
 
 
 class Transcript:
@@ -38,6 +36,11 @@ class Transcript:
     def put(self, segment: str, content: str | list[int]) -> None:
         """Gives a segment of the last turn its content: text, or the ids that the model wrote."""
         self.turns[-1][segment] = self.tokenizer.encode(content) if isinstance(content, str) else content
+
+    def put_none(self) -> None:
+        """Fills the segments before the reply of the last turn, as in data that has them in every turn."""
+        for segment in ("thoughts", "commands", "results"):
+            self.turns[-1][segment] = self._none
 
     def text(self, segment: str) -> str | None:
         """Content of a segment of the last turn, or None."""

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from moss_train.data.dialogue import KIND_BY_NAME
+from moss_train.data.formats.fields import NONE
 from moss_train.errors import UsageError
 from moss_train.inference.decoder import Task, Write, Written
 from moss_train.inference.plugins import Toolbox, ToolRun, citations_beyond, switched_on
-from moss_train.inference.transcript import NONE, Transcript
+from moss_train.inference.transcript import Transcript
 
 _LEAST_ROOM = 16
 """Ids that a reply must have room for."""
@@ -45,7 +46,7 @@ class Reply:
         repaired: Segments that it ended with the wrong control token.
         dropped_turns: Earlier turns that were left out, because the model does not cover so many tokens.
         citations_beyond: Citations in the reply that point to no result.
-        tool_run: What the tools did, or None where no tool was called.
+        tool_run: What the tools did, and which calls could not be run; None where nothing was called.
         tokens: Written by the model, control tokens included.
         log_probability: Of all the model wrote, in nats, as it was sampled.
     """
@@ -82,8 +83,7 @@ def write_turn(
     writer = _TurnWriter(transcript, max_new_tokens, positions)
     run = None
     if style is Style.empty:
-        for segment in ("thoughts", "commands", "results"):
-            transcript.put(segment, NONE)
+        transcript.put_none()
     elif style is Style.thoughts:
         yield from writer.write("thoughts")
         yield from writer.write("commands")
@@ -108,7 +108,7 @@ def write_turn(
         repaired=writer.repaired,
         dropped_turns=writer.dropped,
         citations_beyond=citations_beyond(reply, next_number),
-        tool_run=run if run is not None and run.calls else None,
+        tool_run=run if run is not None and (run.calls or run.problems) else None,
         tokens=writer.tokens,
         log_probability=writer.log_probability,
     )
@@ -124,8 +124,7 @@ def check_room(transcript: Transcript, style: Style, max_new_tokens: int, positi
     alone = Transcript(transcript.tokenizer, transcript.meta_instruction)
     alone.turns = [dict(transcript.turns[-1])]
     if style is Style.empty:
-        for segment in ("thoughts", "commands", "results"):
-            alone.put(segment, NONE)
+        alone.put_none()
     tokens = len(alone.prompt("thoughts" if style is Style.thoughts else "moss"))
     return too_long(tokens, positions) if positions - tokens < min(_LEAST_ROOM, max_new_tokens) else None
 
@@ -161,10 +160,9 @@ class _TurnWriter:
 
     def cut_results(self) -> None:
         """Shortens results that would leave too little room for the reply."""
-        excess = len(self.transcript.prompt("moss")) + min(self.max_new_tokens, self.positions // 4) - self.positions
-        if excess > 0:
-            self.dropped += self.transcript.shorten("moss", self.positions - min(self.max_new_tokens, self.positions // 4))
-            excess = len(self.transcript.prompt("moss")) + min(self.max_new_tokens, self.positions // 4) - self.positions
+        limit = self.positions - min(self.max_new_tokens, self.positions // 4)
+        self.dropped += self.transcript.shorten("moss", limit)
+        excess = len(self.transcript.prompt("moss")) - limit
         if excess > 0:
             results = self.transcript.turns[-1]["results"]
             text = self.transcript.tokenizer.decode(results[: max(0, len(results) - excess - 2)]).rstrip("\ufffd")

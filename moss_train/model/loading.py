@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -216,9 +217,22 @@ def _quantisation(raw: dict[str, Any]) -> str | None:
     return f"wbits {wbits}" if isinstance(wbits, int) and wbits < 16 else None
 
 
-def weight_files(directory: str | Path) -> list[Path]:
-    """The files that hold the weights, all safetensors or all `.bin`."""
-    return _find_weights(Path(directory))[0]
+def iterate_parameters(directory: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters of a directory that `check_weights` has passed, one at a time, in the model's order; memory is that of one."""
+    names = list(parameter_shapes(read_model_config(directory)))
+    files, _ = _find_weights(Path(directory))
+    if files[0].suffix == ".safetensors":
+        place: dict[str, Path] = {}
+        for file in files:
+            place |= dict.fromkeys(_read_safetensors_header(file), file)
+        for name in names:
+            with safe_open(place[name], framework="pt") as reader:
+                yield name, reader.get_tensor(name)
+        return
+    # Mapped, not read: a value is loaded when it is touched.
+    states = [torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files]
+    for name in names:
+        yield name, next(state[name] for state in states if name in state)
 
 
 def _find_weights(directory: Path) -> tuple[list[Path], dict[str, str] | None]:

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from moss_train.config import OptimConfig, Precision
+from moss_train.cores import threads_per_rank
 from moss_train.errors import ConfigError
 from moss_train.train.build_locks import remove_stale_build_locks
 from moss_train.train.optim import parameter_groups
@@ -84,17 +85,6 @@ def stop() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-
-
-def threads_per_rank() -> int:
-    """CPU threads for this rank: the cores shared among the ranks of this machine, or what OMP_NUM_THREADS asks above 1.
-
-    Launchers set OMP_NUM_THREADS=1 to be safe, which leaves most of a CPU idle; ranks that each take all cores are slower still.
-    """
-    cores = len(os.sched_getaffinity(0))
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or os.environ.get("WORLD_SIZE") or "1")
-    asked = int(os.environ.get("OMP_NUM_THREADS") or "0")
-    return asked if asked > 1 else max(1, cores // max(1, local_ranks))
 
 
 def rank() -> int:

@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from moss_train.data.render_files import cores
+from moss_train.cores import cores
 from moss_train.data.tokenizer import MossTokenizer
 from tests.launch import BIN, REPOSITORY, environment, free_port
 

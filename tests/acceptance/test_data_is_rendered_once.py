@@ -97,12 +97,13 @@ def large(path: Path) -> Path:
     return path
 
 
-def workers() -> list[str]:
-    """Processes that render."""
+def workers(mark: str) -> list[str]:
+    """Processes that render for a run; tests beside this one have some too."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"moss_train.data.render_worker" in (folder / "cmdline").read_bytes():
+            renders = b"moss_train.data.render_worker" in (folder / "cmdline").read_bytes()
+            if renders and f"MARK={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
                 found.append(folder.name)
         except OSError:
             continue
@@ -113,16 +114,17 @@ def test_a_killed_build_leaves_nothing_that_is_read_and_no_process(tmp_path: Pat
     """Two ranks are killed while workers render; the same command then builds anew, and trains on what an undisturbed run trains on."""
     data = large(tmp_path / "large.jsonl")
     line = arguments(tmp_path / "run", f"data.train={data}", f"data.cache={tmp_path / 'cache'}", "train.steps=1", "train.keep=0")
-    ranks = Ranks(2, "scripts/sft.py", *line)
+    ranks = Ranks(2, "scripts/sft.py", *line, MARK=str(tmp_path))
     until = time.monotonic() + 60
     while not list((tmp_path / "cache").glob("documents-*/parts/*.ids")):
         assert time.monotonic() < until, ranks.output[-2000:]
         time.sleep(0.02)
+    assert workers(str(tmp_path))
     ranks.kill()
     ranks.wait(30)
     assert not any(is_whole(path) for path in (tmp_path / "cache").glob("documents-*"))
     until = time.monotonic() + 30
-    while workers():
+    while workers(str(tmp_path)):
         assert time.monotonic() < until, "a worker outlives the run"
         time.sleep(0.1)
     succeeded(forked(2, "scripts/sft.py", *line))

@@ -16,7 +16,7 @@ from moss_train.artifacts import reopen
 from moss_train.artifacts.export import write_export
 from moss_train.artifacts.lineage import Lineage
 from moss_train.data.tokenizer import MossTokenizer
-from moss_train.errors import CheckpointError
+from moss_train.errors import CheckpointError, UsageError
 from moss_train.model.codegen import CodeGenLM, init_model
 from tests.launch import run, succeeded
 
@@ -89,6 +89,20 @@ def test_what_is_not_a_number_is_not_kept(tokenizer: MossTokenizer, tmp_path: Pa
     with pytest.raises(CheckpointError, match="nan"):
         write(model, tmp_path / "export", tokenizer)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_removed_and_nothing_else(tokenizer: MossTokenizer, tmp_path: Path) -> None:
+    for name in ("export.tmp-0123abcd", "export.tmp", "export.tmp-mine", "other.tmp-0123abcd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("")
+    write(make(tokenizer), tmp_path / "export", tokenizer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "export.tmp", "export.tmp-mine", "other.tmp-0123abcd"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tokenizer: MossTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        write(make(tokenizer), tmp_path / "file" / "export", tokenizer)
 
 
 def test_parameters_may_come_in_any_order(tokenizer: MossTokenizer) -> None:

@@ -17,6 +17,7 @@ from moss_train.data.records import RecordError
 from moss_train.errors import DataError
 
 NONE = " None"
+"""Content of a segment in which nothing is thought, called or returned, as in the published data."""
 META_KEY = "meta_instruction"
 # How much of a foreign object messages show; more would hide what they say.
 _KEYS_SHOWN = 20

@@ -34,7 +34,12 @@ def test_a_tuned_model_names_its_base() -> None:
 
 
 def test_a_rewritten_model_does_not_claim_random_weights() -> None:
-    for stage in ("sft", "import"):
-        text = card.render("copy", CONFIG, record(Parent("source", "sha256:1", "moss-moon-003-sft"), stage=stage))
-        assert "random weights" not in text
-        assert "moss-moon-003-sft" in text
+    made = record(Parent("source", "sha256:1", "moss"), Parent("init", "sha256:2", "codegen-2B"))
+    made.details["rewritten_from"] = "moss"
+    text = card.render("copy", CONFIG, made)
+    assert "It is moss, rewritten. It was trained by the stage `sft`, from codegen-2B, on" in text
+    foreign = record(Parent("source", "sha256:1", "moss-moon-003-sft"), stage="import")
+    foreign.details["rewritten_from"] = "moss-moon-003-sft"
+    text = card.render("copy", CONFIG, foreign)
+    assert "It is moss-moon-003-sft, rewritten. How that was made is not recorded." in text
+    assert "random weights" not in text

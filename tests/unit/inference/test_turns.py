@@ -118,6 +118,9 @@ def test_calls_that_are_not_run(tokenizer: MossTokenizer, commands: str, kept: s
     script = Script(tokenizer, [" Hm.<eot>", commands, " So.<eom>"])
     reply = ask(transcript, "?", script)
     assert (reply.commands, reply.results) == (kept, results)
+    # Whoever asked is told why.
+    assert reply.tool_run is not None
+    assert reply.tool_run.problems
     assert script.given[2].prompt == ids(
         f"{META}<|Human|>: ?<eoh>\n<|Inner Thoughts|>: Hm.<eot>\n<|Commands|>:{kept}<eoc>\n<|Results|>:{results}<eor>\n<|MOSS|>:", tokenizer
     )
