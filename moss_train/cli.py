@@ -42,6 +42,9 @@ PROGRAMS = {
     "sft": Program("sft", "moss_train.sft.config:SFTConfig", "moss_train.sft.main:main"),
     "verify_resume": Program("verify_resume", "moss_train.sft.config:VerifySFTConfig", "moss_train.sft.main:verify"),
     "export": Program("export", "moss_train.artifacts.config:ExportJobConfig", "moss_train.artifacts.export:main", is_job=True),
+    "extend_vocab": Program(
+        "extend_vocab", "moss_train.artifacts.config:ExtendVocabConfig", "moss_train.artifacts.extend_vocab:main", is_job=True
+    ),
     "generate": Program("generate", "moss_train.inference.config:GenerateConfig", "moss_train.inference.generate:main", is_job=True),
 }
 
