@@ -22,9 +22,8 @@ from moss_train import files
 from moss_train.artifacts import lineage, lineage_kinds, lineage_verify
 from moss_train.artifacts.config import ExtendVocabConfig
 from moss_train.artifacts.vocab_report import TextReport, bits_per_byte, report_on
-from moss_train.data.backend import read_description
 from moss_train.data.cache import Cache, default_directory
-from moss_train.data.extend import Extension, extend_tokenizer, text_tokens
+from moss_train.data.extend import Extension, extend_tokenizer, text_tokens, tokens_of
 from moss_train.data.fingerprint import combined, hash_inputs
 from moss_train.data.merges import learn_merges
 from moss_train.data.paths import split_limit
@@ -67,8 +66,7 @@ def main(config: ExtendVocabConfig) -> None:
 
         check_weights(source, read_model_config(source), config.allow_pickle)
     base = MossTokenizer.load(source)
-    description, _ = read_description(source)
-    trained = frozenset(entry["content"] for entry in description["added_tokens"])
+    trained = tokens_of(source)
 
     specs = [config.text] if isinstance(config.text, str) else list(config.text)
     learned_from = _fingerprints(specs, "vocabulary", config.licence)

@@ -71,7 +71,7 @@ def warm_up(
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
         if (step + 1) % TOLD_EVERY == 0:
             say(f"warm-up {step + 1}/{config.steps} | loss {losses[-1]:.4f}")
     tenth = max(1, len(losses) // 10)

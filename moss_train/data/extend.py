@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from moss_train.data.backend import added_token, describe
+from moss_train.data.backend import added_token, describe, read_description
 from moss_train.data.merges import Merge
 from moss_train.data.tokenizer import CONTROL_TOKENS, ENDOFTEXT, RESERVED_TAG, RESERVED_TAG_PATTERN, RESERVED_TAGS, MossTokenizer
 from moss_train.errors import DataError, UsageError
@@ -64,6 +65,12 @@ def text_tokens(tokenizer: MossTokenizer) -> list[bytes]:
     return [tokenizer.token_bytes(token_id) for token_id in ids]
 
 
+def tokens_of(directory: Path) -> frozenset[str]:
+    """Spellings of all tokens that the files of a directory hold themselves, so that its model has rows for them."""
+    description, _ = read_description(directory)
+    return frozenset(description["model"]["vocab"]) | {entry["content"] for entry in description["added_tokens"]}
+
+
 def extend_tokenizer(
     base: MossTokenizer,
     merges: Sequence[Merge],
@@ -79,7 +86,8 @@ def extend_tokenizer(
     Args:
         base: The tokenizer; the ids of `merges` are its own, the new ones follow on those of `text_tokens`.
         merges: As `learn_merges` gives them.
-        trained: Added tokens that the model has rows for. `base` may hold controls that were given ids just now; those are new here too.
+        trained: Tokens that the model has rows for (`tokens_of`). `base` may hold controls that were given ids just now; those are new
+            here too.
         counts: How often each token stood in the text learned from, before the merges and after them, for `log_shares`.
         reserved_tags: Tags to have at least; by default those there are, 16 where there are none.
         rows: Rows of the embedding; by default the ids in use, rounded up to `pad_multiple`.

@@ -38,7 +38,7 @@ MAX_RUN = 256
 # What the table takes for a piece beside its text, measured: a slot of the dictionary and the count.
 SLOT_BYTES = 112
 # What learning takes for each symbol, measured on Chinese: the flat arrays, the places of pairs, counts and heap.
-LEARNING_BYTES_PER_SYMBOL = 48
+LEARNING_BYTES_PER_SYMBOL = 40
 # The interpreter and the libraries, before any text is read.
 BASE_BYTES = 400 * 2**20
 MIN_MEMORY_BYTES = BASE_BYTES + 64 * 2**20

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moss_train.data.backend import read_description
-from moss_train.data.extend import Extension, extend_tokenizer, text_tokens
+from moss_train.data.extend import Extension, extend_tokenizer, text_tokens, tokens_of
 from moss_train.data.merges import learn_merges
 from moss_train.data.pieces import PieceCounter
 from moss_train.data.tokenizer import CONTROL_TOKENS, MossTokenizer
@@ -35,9 +34,12 @@ def extend(folder: Path, new_tokens: int, **options: object) -> tuple[MossTokeni
         counter.add(text)
     pieces = counter.symbols(tokenizer)
     merges = learn_merges(pieces, text_tokens(tokenizer), new_tokens, 2)
-    description, _ = read_description(folder)
-    trained = frozenset(entry["content"] for entry in description["added_tokens"]) | {"<|endoftext|>"}
-    return tokenizer, extend_tokenizer(tokenizer, merges, trained=trained, **options)  # type: ignore[arg-type]
+    return tokenizer, extend_tokenizer(tokenizer, merges, trained=tokens_of(folder), **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def extended(base: Path) -> MossTokenizer:
+    return extend(base, 12)[1].tokenizer
 
 
 def test_ids_lie_as_in_moss(base: Path) -> None:
@@ -54,6 +56,7 @@ def test_ids_lie_as_in_moss(base: Path) -> None:
     assert moved[: end - 12].tolist() == list(range(end - 12))
     assert moved[old.endoftext] == end
     assert [moved[old.encode(run)[0]] for run in BLANKS] == [end + 1 + place for place in range(38)]
+    assert extension.old_ids[new.endoftext] == old.endoftext
     assert extension.old_ids[new.eom] == -1  # the model has no row of its own for it
 
 
@@ -82,11 +85,10 @@ def test_new_tokens_are_used_and_made_of_their_pieces(base: Path) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.text("人工智能 今天\n<eom>", max_size=40))
-def test_every_text_comes_back(base: Path, text: str) -> None:
-    _, extension = extend(base, 12)
-    ids = extension.tokenizer.encode(text)
-    assert extension.tokenizer.decode(ids) == text
-    assert extension.tokenizer.special_ids.isdisjoint(ids)
+def test_every_text_comes_back(extended: MossTokenizer, text: str) -> None:
+    ids = extended.encode(text)
+    assert extended.decode(ids) == text
+    assert extended.special_ids.isdisjoint(ids)
 
 
 def test_an_extended_tokenizer_can_be_saved_opened_and_extended_again(base: Path, tmp_path: Path) -> None:
