@@ -240,9 +240,10 @@ def _extend_model(
         config.strategy.value,
     )
     record.details |= {"new_tokens": len(extension.learned), "warmup_steps": config.warmup.steps}
-    record.metrics = {
-        f"{name}/bits_per_byte/{key}": value for name, found in reports.items() for key, value in found.bits_per_byte.items()
-    } | {f"{name}/tokens_per_byte_ratio": found.gain for name, found in reports.items()}
+    compared = {found.value for found in config.compare} - {config.strategy.value}
+    for name, found in reports.items():
+        record.metrics[f"{name}/times_fewer_tokens"] = found.gain
+        record.metrics |= {f"{name}/bits_per_byte/{key}": value for key, value in found.bits_per_byte.items() if key not in compared}
     write_export(
         out,
         parameters,

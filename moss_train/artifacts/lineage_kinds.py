@@ -58,7 +58,8 @@ def extended_model(source: Parent, before: Record | None, learned_from: list[Sou
     """
     made = _rewritten("model", "extend_vocab", [source], before)
     made.data = [*made.data, *learned_from]
-    made.details = {"vocab_size_before": rows[0], "vocab_size": rows[1], "method": method}
+    # How a dialogue model was trained tells how it is to be prompted, and that stays.
+    made.details |= {"vocab_size_before": rows[0], "vocab_size": rows[1], "method": method}
     return made
 
 
