@@ -219,6 +219,18 @@ class MossTokenizer:
         token = self._backend.id_to_token(token_id)
         return b"" if token is None else token_to_bytes(token, added=token in self._added)
 
+    @property
+    def text_description(self) -> Description:
+        """What text alone can reach: the content of a `tokenizer.json` without special tokens, for encoders that know no other switch."""
+        description: Description = json.loads(self._json)
+        description["added_tokens"] = [entry for entry in description["added_tokens"] if not entry["special"]]
+        return description
+
+    @property
+    def special_contents(self) -> list[str]:
+        """The spellings of `special_ids`."""
+        return [content for content, token_id in self._added.items() if token_id in self.special_ids]
+
     # ------------------------------------------------------------------ files
 
     def save(self, directory: str | Path) -> list[Path]:
