@@ -115,7 +115,8 @@ class Shard:
             raise IndexError(f"{self}: tokens {start} to {end} of {self.tokens}")
         ids = self.token_ids[start:end]
         if len(ids) and int(ids.max()) >= self.vocab_size:
-            raise wrong_id(self, start + int(np.argmax(ids >= self.vocab_size)), int(ids.max()))
+            place = int(np.argmax(ids >= self.vocab_size))
+            raise wrong_id(self, start + place, int(ids[place]))
         return ids
 
     def ends_within(self, start: int, end: int) -> npt.NDArray[np.int64]:
@@ -176,6 +177,7 @@ class Corpus:
         vocab_size: Ids in use; every id is below.
         endoftext: The id that closes each document.
         settings: What it was prepared with.
+        inputs_fingerprint: Stands for the files it was made from: names, sizes, times of change.
     """
 
     directory: Path
@@ -184,6 +186,7 @@ class Corpus:
     endoftext: int
     sources: dict[str, CorpusSource]
     settings: dict[str, Any]
+    inputs_fingerprint: str
 
     @property
     def tokens(self) -> int:
@@ -275,7 +278,7 @@ def _parse(directory: Path, raw: dict[str, Any]) -> Corpus:
         numbers = (int(entry["documents"]), int(entry["tokens"]), int(entry["bytes"]))
         sources[name] = CorpusSource(name, str(entry["language"]), licence, *numbers, str(entry["fingerprint"]), shards, dict(entry["counts"]))
     fingerprint, endoftext = str(tokenizer["fingerprint"]), int(tokenizer["endoftext"])
-    return Corpus(directory, fingerprint, vocab_size, endoftext, sources, dict(raw["settings"]))
+    return Corpus(directory, fingerprint, vocab_size, endoftext, sources, dict(raw["settings"]), str(raw["inputs"]))
 
 
 def _require_counts(path: Path, corpus: Corpus, raw: dict[str, Any]) -> None:

@@ -159,17 +159,17 @@ def spell(record: dict[str, Any]) -> bytes:
     return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def describe_corpus(tokenizer: dict[str, Any], sources: dict[str, dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+def describe_corpus(tokenizer: dict[str, Any], sources: dict[str, dict[str, Any]], settings: dict[str, Any], inputs: str) -> dict[str, Any]:
     """What corpus.json says.
 
     Args:
         tokenizer: `fingerprint`, `size`, `vocab_size`, `endoftext`.
         sources: By name: `language`, `licence`, `documents`, `tokens`, `bytes`, `fingerprint`, `shards`, `counts`.
-        settings: What it was prepared with.
+        settings: What it was prepared with. inputs: Stands for the files it was made from.
     """
     totals = {what: sum(source[what] for source in sources.values()) for what in ("documents", "tokens", "bytes")}
     shape = {"format": FORMAT, "version": VERSION, "dtype": TOKEN_TYPE.name}
-    return {**shape, "tokenizer": tokenizer, "totals": totals, "sources": sources, "settings": settings}
+    return {**shape, "tokenizer": tokenizer, "totals": totals, "sources": sources, "settings": settings, "inputs": inputs}
 
 
 def write_description(directory: Path, description: dict[str, Any]) -> None:
