@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,12 +20,13 @@ from moss_train.data.corpus import END_TYPE, FILE_NAME, FORMAT, TOKEN_TYPE, VERS
 from moss_train.errors import DiskFullError
 
 _HEADER_BYTES = 128
+_SYNCED_AT_ONCE = 32 * 2**20
 TEMPORARY = ".tmp"
 """Ends the names of files that are not complete; after a kill they may be removed."""
 
 
 class ArrayFile:
-    """A one-dimensional .npy file that grows; its header is filled in at the end.
+    """A one-dimensional .npy file that grows; its header is filled in at the end. It goes to the disk while more is computed.
 
     Args:
         path: The file; must not exist.
@@ -33,26 +37,50 @@ class ArrayFile:
         self._path, self._dtype, self.length = path, dtype, 0
         self._file = path.open("xb", buffering=0)
         self._file.write(bytes(_HEADER_BYTES))
+        self._unsynced = 0
+        self._syncing: threading.Thread | None = None
 
     def append(self, items: npt.NDArray[Any]) -> None:
         """Writes items, in the type of the file."""
-        files_view = memoryview(np.ascontiguousarray(items, dtype=self._dtype)).cast("B")
-        while len(files_view):
-            files_view = files_view[files.write_piece(self._file.fileno(), files_view) :]
+        left = memoryview(np.ascontiguousarray(items, dtype=self._dtype)).cast("B")
+        while len(left):
+            left = left[files.write_piece(self._file.fileno(), left) :]
         self.length += len(items)
+        self._unsynced += items.nbytes
+        if self._unsynced >= _SYNCED_AT_ONCE and (self._syncing is None or not self._syncing.is_alive()):
+            self._syncing = threading.Thread(target=_try_sync, args=(self._file.fileno(),), daemon=True)
+            self._syncing.start()
+            self._unsynced = 0
 
     def close(self) -> str:
         """Completes the file and waits for the disk; returns its sha256."""
         self._file.seek(0)
         self._file.write(_header(self._dtype, self.length))
-        files.sync(self._file.fileno())
+        self._wait()
+        # Both wait for something else than this interpreter.
+        with ThreadPoolExecutor(1) as pool:
+            hashed = pool.submit(files.hash_file, self._path)
+            files.sync(self._file.fileno())
+            entry = hashed.result()
         self._file.close()
-        return files.hash_file(self._path).sha256
+        return entry.sha256
+
+    def _wait(self) -> None:
+        """A descriptor must not be closed while it is being synced."""
+        if self._syncing is not None:
+            self._syncing.join()
 
     def abandon(self) -> None:
         """Closes and removes a file that will not be used."""
+        self._wait()
         self._file.close()
         self._path.unlink(missing_ok=True)
+
+
+def _try_sync(descriptor: int) -> None:
+    """Begins what the last sync completes; that one tells of errors."""
+    with contextlib.suppress(OSError):
+        files.sync(descriptor)
 
 
 def _header(dtype: np.dtype[Any], length: int) -> bytes:

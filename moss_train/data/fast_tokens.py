@@ -71,7 +71,7 @@ class FastEncoder:
             self.differences = installed_differences() if differences is None else differences
             self._fast = Tokenizer.from_json(json.dumps(tokenizer.text_description, ensure_ascii=False))
             self._unsure = _one_of(self.differences)
-            self._lead_bytes = _lead_bytes(self.differences)
+            self._first_bytes = _first_bytes(self.differences)
         library = "tokenizers" if self._fast is None else "gigatoken"
         self.name = f"{library} {importlib.metadata.version(library)}"
 
@@ -90,8 +90,8 @@ class FastEncoder:
         return encoded
 
     def _is_unsure(self, text: bytes) -> bool:
-        """Whether a text has a character that the libraries class differently; most texts lack even its first byte."""
-        return any(lead in text for lead in self._lead_bytes) and self._unsure.search(text.decode()) is not None
+        """Whether a text has a character that the libraries class differently; most texts lack even its first two bytes."""
+        return any(pattern.search(text) for pattern in self._first_bytes) and self._unsure.search(text.decode()) is not None
 
     def check_same(self, text: bytes, ids: npt.NDArray[np.uint32], document: str) -> None:
         """Holds ids against those of `MossTokenizer.encode`.
@@ -193,9 +193,18 @@ def _one_of(ranges: Ranges) -> re.Pattern[str]:
     return re.compile(f"[{inside}]" if inside else "(?!)")
 
 
-def _lead_bytes(ranges: Ranges) -> list[bytes]:
-    """First bytes, in UTF-8, of the characters in ranges."""
-    return sorted({bytes([lead]) for first, last in ranges for lead in range(chr(first).encode()[0], chr(last).encode()[0] + 1)})
+def _first_bytes(ranges: Ranges) -> list[re.Pattern[bytes]]:
+    """Patterns of the first two bytes, in UTF-8, of the characters in ranges; each begins with one certain byte, which is found fast."""
+    seconds: dict[int, set[int]] = {}
+    for first, last in ranges:
+        # A character of each block of 64: those of a block differ in the last byte only.
+        for code in (*range(first, last, 64), last):
+            encoded = chr(code).encode()
+            seconds.setdefault(encoded[0], set()).add(encoded[1])
+    return [
+        re.compile(re.escape(bytes([lead])) + b"[" + b"".join(re.escape(bytes([second])) for second in sorted(found)) + b"]", re.DOTALL)
+        for lead, found in sorted(seconds.items())
+    ]
 
 
 def _flat(array: Any) -> Encoded:
