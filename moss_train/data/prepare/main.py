@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import DataError, DiskFullError, UsageError
 
 _log = logging.getLogger("moss_train")
+_LOCK_SECONDS = 10.0
 
 
 def main(config: PrepareConfig) -> None:
@@ -68,7 +70,7 @@ def prepare(config: PrepareConfig) -> Corpus | None:
 
 
 def _run(config: PrepareConfig, out: Path, tokenizer: MossTokenizer, told: dict[str, Any]) -> Corpus | None:
-    from moss_train.data.prepare import executors, pipeline
+    from moss_train.data.prepare import executors, pipeline, steps
     from moss_train.data.prepare.finish import finish
     from moss_train.data.prepare.finish_step import FinishCorpus
 
@@ -85,6 +87,8 @@ def _run(config: PrepareConfig, out: Path, tokenizer: MossTokenizer, told: dict[
         number = pipeline.write_contamination(config, out)
         _log.info(f"decontamination: {number:,} sequences of {config.decontaminate.ngram} words of {len(config.decontaminate.files)} files")
     executors.clear_failures(out)
+    steps.keep_plan(out, plan)
+    steps.keep_encoder(out, encoder)
     stages = pipeline.make_stages(config, plan, None if isinstance(encoder, SlowEncoder) else encoder.differences)
     if config.executor is Executor.slurm:
         last = pipeline.Stage("finish", "putting together", [pipeline.Recorded(FinishCorpus(out), out, "finish")], 1, False)
@@ -135,7 +139,12 @@ def _claim(out: Path) -> Iterator[None]:
             raise
         raise UsageError(f"out={out} cannot be written: {error.strerror}") from error
     with (out / WORK / "lock").open("a") as lock:
-        if not files.try_lock(lock.fileno()):
+        # A preparation that was killed holds it until its last process has noticed.
+        patience = time.monotonic() + _LOCK_SECONDS
+        while not files.try_lock(lock.fileno()):
+            if time.monotonic() < patience:
+                time.sleep(0.1)
+                continue
             raise UsageError(f"out={out}: another preparation is at work there; wait until it has ended, or name another directory")
         yield
 

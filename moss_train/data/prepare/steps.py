@@ -46,6 +46,11 @@ def plan_of(out: Path) -> Plan:
 _plans: dict[Path, Plan] = {}
 
 
+def keep_plan(out: Path, plan: Plan) -> None:
+    """Has tasks in this process, and in those forked from it, go by a plan that is there already."""
+    _plans[out] = plan
+
+
 class ReadSource(PipelineStep):
     """Reads the documents of a task.
 
@@ -218,6 +223,11 @@ def encoder_of(out: Path, fast: bool, differences: Ranges | None) -> FastEncoder
 
 
 _encoders: dict[tuple[Path, bool], FastEncoder] = {}
+
+
+def keep_encoder(out: Path, encoder: FastEncoder) -> None:
+    """Has tasks in this process, and in those forked from it, use an encoder that is there already."""
+    _encoders[out, not isinstance(encoder, SlowEncoder)] = encoder
 
 
 def _batches(data: Any) -> Iterator[Sequence[bytes]]:
