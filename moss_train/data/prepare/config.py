@@ -129,7 +129,7 @@ class PrepareConfig:
     """Directory of the corpus. An unfinished one is continued."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Sources by name: `sources.zh={path: ..., language: zh, licence: ...}`."""
-    shard_mb: int = 128
+    shard_mb: float = 128.0
     """Input of a task, in 10^6 bytes; a task writes one shard. Larger shards are fewer files, smaller ones share out better."""
     encoder: Encoder = Encoder.auto
     on_bad: OnBad = OnBad.fail
@@ -173,7 +173,6 @@ class PrepareConfig:
                 found.append(f"{key}.extensions: belongs to form=texts, but form is records")
         found += _unknown_filters("filters", self.filters) + _unknown_filters("filter_options", list(self.filter_options))
         for key, value, least in (
-            ("shard_mb", self.shard_mb, 1),
             ("min_chars", self.min_chars, 0),
             ("samples", self.samples, 0),
             ("decontaminate.ngram", self.decontaminate.ngram, 1),
@@ -185,6 +184,8 @@ class PrepareConfig:
         ):
             if value is not None and value < least:
                 found.append(f"{key} is {value}; expected {least} or more")
+        if not (math.isfinite(self.shard_mb) and self.shard_mb >= 0.001):
+            found.append(f"shard_mb is {self.shard_mb}; expected 0.001 or more")
         if not (math.isfinite(self.max_bad_share) and 0 <= self.max_bad_share <= 1):
             found.append(f"max_bad_share is {self.max_bad_share}; expected a share from 0 to 1")
         if self.executor is Executor.slurm and not self.slurm.partition:

@@ -178,8 +178,8 @@ def make_plan(config: PrepareConfig, tokenizer: dict[str, Any]) -> Plan:
         for path in paths:
             stated = path.stat()
             inputs.append(InputFile(str(path.absolute()), stated.st_size, stated.st_mtime_ns))
-            pieces += [(len(inputs) - 1, *cut) for cut in _cut(path, form, config.shard_mb * 10**6)]
-        tasks += _group(name, pieces, config.shard_mb * 10**6)
+            pieces += [(len(inputs) - 1, *cut) for cut in _cut(path, form, int(config.shard_mb * 10**6))]
+        tasks += _group(name, pieces, int(config.shard_mb * 10**6))
     settings = json.loads(json.dumps(config.settings()))
     return Plan(settings, tokenizer, tuple(inputs), forms, left_out, tuple(tasks))
 
