@@ -32,10 +32,15 @@ from moss_train.cores import cores
 from moss_train.data.prepare.config import PrepareConfig, RayConfig
 from moss_train.data.prepare.pipeline import Stage
 from moss_train.data.prepare.plan import WORK, Plan
-from moss_train.errors import FailedElsewhereError, OutOfMemoryError, UsageError
+from moss_train.errors import DataError, DiskFullError, FailedElsewhereError, OutOfMemoryError, UsageError
 
 _log = logging.getLogger("moss_train")
 _SAY_SECONDS = 10.0
+
+
+def silence() -> None:
+    """Keeps datatrove's log off the terminal; tasks have files for it."""
+    datatrove_log.remove()
 
 
 def logs_of(out: Path, stage: Stage) -> Path:
@@ -59,6 +64,9 @@ def raise_failure(out: Path, stage: Stage, ranks: Sequence[int]) -> None:
         except (OSError, ValueError):
             continue
         where = f"; its log: {logs_of(out, stage) / 'logs' / f'task_{rank:05d}.log'}" if told["exit_code"] == 1 else ""
+        kinds = {kind.exit_code: kind for kind in (DataError, DiskFullError, OutOfMemoryError)}
+        if told["exit_code"] in kinds:
+            raise kinds[told["exit_code"]](told["message"])
         raise FailedElsewhereError(f"{told['message']}{where}", told["exit_code"])
 
 

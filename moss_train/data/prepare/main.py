@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -59,6 +60,8 @@ def prepare(config: PrepareConfig) -> Corpus | None:
     told = _describe_tokenizer(tokenizer, Path(config.tokenizer))
     if (out / FILE_NAME).exists() and not (out / WORK / "plan.json").exists():
         return _finished(config, out, told)
+    # Of datatrove's steps; what is told here is told in lines.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     _require_datatrove()
     try:
         with _claim(out):
@@ -89,6 +92,7 @@ def _run(config: PrepareConfig, out: Path, tokenizer: MossTokenizer, told: dict[
     executors.clear_failures(out)
     steps.keep_plan(out, plan)
     steps.keep_encoder(out, encoder)
+    executors.silence()
     stages = pipeline.make_stages(config, plan, None if isinstance(encoder, SlowEncoder) else encoder.differences)
     if config.executor is Executor.slurm:
         last = pipeline.Stage("finish", "putting together", [pipeline.Recorded(FinishCorpus(out), out, "finish")], 1, False)

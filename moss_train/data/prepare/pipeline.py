@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
-from datatrove.utils.hashing import HashConfig, create_hash_func
+from datatrove.utils.hashing import create_hash_func
 from datatrove.utils.text import TextNormConfig, ngrams, simplify_text
 
 from moss_train.data.fast_tokens import Ranges
@@ -24,7 +24,7 @@ from moss_train.data.prepare.config import MinhashConfig, PrepareConfig
 from moss_train.data.prepare.ledger import Ledger
 from moss_train.data.prepare.plan import WORK, Plan
 from moss_train.data.prepare.steps import FilterSource, ReadSource, Recorded, WithLedger, WriteShard
-from moss_train.data.prepare.words import WORDS
+from moss_train.data.prepare.words import HASHING, WORDS
 from moss_train.data.records import read_records
 from moss_train.errors import DataError
 
@@ -115,7 +115,7 @@ def minhash_settings(config: MinhashConfig) -> Any:
     """datatrove's settings for ours."""
     from datatrove.pipeline.dedup.minhash import MinhashConfig as Settings
 
-    return Settings(n_grams=config.ngram, num_buckets=config.buckets, hashes_per_bucket=config.hashes)
+    return Settings(n_grams=config.ngram, num_buckets=config.buckets, hashes_per_bucket=config.hashes, hash_config=HASHING)
 
 
 def _text_of(document: Document):  # type: ignore[no-untyped-def]  # noqa: ANN202  # see below
@@ -133,7 +133,7 @@ def _priority_of(document: Document) -> int:
 def _exact_config() -> Any:
     from datatrove.pipeline.dedup import ExactDedupConfig
 
-    return ExactDedupConfig(content_getter=_text_of, document_priority=_priority_of)
+    return ExactDedupConfig(content_getter=_text_of, document_priority=_priority_of, hash_config=HASHING)
 
 
 def write_contamination(config: PrepareConfig, out: Path) -> int:
@@ -144,8 +144,8 @@ def write_contamination(config: PrepareConfig, out: Path) -> int:
     Raises:
         DataError: A file is missing, or none of them holds a text long enough.
     """
-    hash_config, norm, hashes = HashConfig(), TextNormConfig(), set()
-    hash_text: Any = create_hash_func(hash_config)
+    norm, hashes = TextNormConfig(), set()
+    hash_text: Any = create_hash_func(HASHING)
     for path in config.decontaminate.files:
         for text in _all_texts(path):
             words = WORDS.word_tokenize(simplify_text(text, norm))
@@ -157,7 +157,7 @@ def write_contamination(config: PrepareConfig, out: Path) -> int:
         )
     folder = out / WORK / "contamination"
     folder.mkdir(parents=True, exist_ok=True)
-    np.array(sorted(hashes), dtype=hash_config.np_descr).tofile(folder / "evaluation.index.hashes")
+    np.array(sorted(hashes), dtype=HASHING.np_descr).tofile(folder / "evaluation.index.hashes")
     return len(hashes)
 
 

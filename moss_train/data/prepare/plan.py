@@ -147,9 +147,9 @@ def _changed(file: InputFile) -> str:
     if not os.path.exists(file.path):
         return f"{file.path}: has gone since the preparation began; put it back, or prepare into another directory."
     size = os.stat(file.path).st_size
-    found = f"{size:,} bytes, then {file.size:,}" if size != file.size else f"as many bytes ({size:,}) but another time of change"
+    found = f"{file.size:,} bytes then, {size:,} now" if size != file.size else f"as many bytes ({size:,}) but another time of change"
     return (
-        f"{file.path}: has changed since the preparation began: now {found}. Shards made before and after would not belong together: restore "
+        f"{file.path}: has changed since the preparation began: {found}. Shards made before and after would not belong together: restore "
         "the file, or prepare into another directory."
     )
 

@@ -22,7 +22,7 @@ from moss_train.data.fast_tokens import FastEncoder, Ranges, SlowEncoder
 from moss_train.data.prepare.ledger import Dropped, Ledger
 from moss_train.data.prepare.plan import WORK, Plan, Task, read_plan
 from moss_train.data.prepare.reading import PieceReader
-from moss_train.data.prepare.words import WORDS
+from moss_train.data.prepare.words import HASHING, WORDS
 from moss_train.data.records import PROBLEMS_SHOWN
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import DataError, DiskFullError, MossTrainError
@@ -124,7 +124,7 @@ class FilterSource(PipelineStep):
         if plan.settings["decontaminate"]["files"]:
             from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter
 
-            config = NGramsDecontConfig(n_grams=plan.settings["decontaminate"]["ngram"])
+            config = NGramsDecontConfig(n_grams=plan.settings["decontaminate"]["ngram"], hash_config=HASHING)
             folder = str(self._out / WORK / "contamination")
             step = NGramsDecontFilter(folder, config, Dropped(self._ledger, "decontamination"), WORDS)
             data = step.run(data, rank, world_size)

@@ -1,9 +1,10 @@
-"""Words of a text in any language, without a language's own library: what filters, MinHash and decontamination compare."""
+"""Words of a text in any language, without a language's own library, and their hashes: what filters, MinHash and decontamination compare."""
 
 from __future__ import annotations
 
 import re
 
+from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 # Scripts written without blanks between words: each character counts as a word.
@@ -37,3 +38,5 @@ class Words(WordTokenizer):
 
 
 WORDS = Words()
+# datatrove's other choice, xxhash, refuses texts since its version 4.
+HASHING = HashConfig(hash_fc="sha1")
