@@ -12,7 +12,13 @@ from moss_train.data.tokenizer import MossTokenizer
 from tests.tokenizer_directories import learn_merges, write_gpt2_files
 
 SENTENCES = {
-    "zh": ["北京市有多少区？", "北京市有十六个区。", "你知道吗？我知道。", "今天天气很好，我们去公园散步吧。", "机器学习是人工智能的一个分支。"],
+    "zh": [
+        "北京市有多少区？",
+        "北京市有十六个区。",
+        "你知道吗？我知道。",
+        "今天天气很好，我们去公园散步吧。",
+        "机器学习是人工智能的一个分支。",
+    ],
     "en": [
         "How many people live in Paris? ",
         "It's about two million; they'll say they've counted. ",
@@ -20,7 +26,12 @@ SENTENCES = {
         "The quick brown fox jumps over the lazy dog. ",
         "He said 12,345 of 67.8% were wrong!\n",
     ],
-    "code": ["def add(a, b):\n    return a + b\n\n\n", "class Point:\n\tx: int\n\t\ty: int\n", "for i in range(10):\n        print(i)\n", "# TODO\n"],
+    "code": [
+        "def add(a, b):\n    return a + b\n\n\n",
+        "class Point:\n\tx: int\n\t\ty: int\n",
+        "for i in range(10):\n        print(i)\n",
+        "# TODO\n",
+    ],
 }
 
 
@@ -36,7 +47,9 @@ def documents(language: str, number: int, seed: int = 0, sentences: int = 12) ->
 def write_jsonl(path: Path, texts: Iterable[str], field: str = "text") -> Path:
     """A file with a record a text."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"id": n, field: text}, ensure_ascii=False) + "\n" for n, text in enumerate(texts)), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"id": n, field: text}, ensure_ascii=False) + "\n" for n, text in enumerate(texts)), encoding="utf-8"
+    )
     return path
 
 

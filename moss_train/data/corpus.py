@@ -270,13 +270,22 @@ def _parse(directory: Path, raw: dict[str, Any]) -> Corpus:
     for name, entry in raw["sources"].items():
         shards = tuple(
             Shard(
-                directory, name, str(one["name"]), int(one["documents"]), int(one["tokens"]), int(one["bytes"]), vocab_size, dict(one["sha256"])
+                directory,
+                name,
+                str(one["name"]),
+                int(one["documents"]),
+                int(one["tokens"]),
+                int(one["bytes"]),
+                vocab_size,
+                dict(one["sha256"]),
             )
             for one in entry["shards"]
         )
         licence = None if entry["licence"] is None else str(entry["licence"])
         numbers = (int(entry["documents"]), int(entry["tokens"]), int(entry["bytes"]))
-        sources[name] = CorpusSource(name, str(entry["language"]), licence, *numbers, str(entry["fingerprint"]), shards, dict(entry["counts"]))
+        sources[name] = CorpusSource(
+            name, str(entry["language"]), licence, *numbers, str(entry["fingerprint"]), shards, dict(entry["counts"])
+        )
     fingerprint, endoftext = str(tokenizer["fingerprint"]), int(tokenizer["endoftext"])
     return Corpus(directory, fingerprint, vocab_size, endoftext, sources, dict(raw["settings"]), str(raw["inputs"]))
 
@@ -319,12 +328,15 @@ def _map(path: Path, dtype: np.dtype[Any], length: int, what: str) -> npt.NDArra
             begin, size = file.tell(), os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise DataError(f"{path}: missing, although {FILE_NAME} names it; {AGAIN}.") from None
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError, RecursionError) as error:
+    except Exception as error:
+        # numpy takes a header for Python, and lets pass what the tokenizer and parser of that raise.
         raise DataError(f"{path}: is not a .npy file, or its header is damaged ({_shown(str(error))}); {AGAIN}.") from None
     if found != dtype:
         raise DataError(f"{path}: holds {found}; expected {dtype.name}. {AGAIN.capitalize()}.")
     if shape != (length,):
-        raise DataError(f"{path}: has the shape {shape}; expected ({length},), the number of {what} that is recorded. {AGAIN.capitalize()}.")
+        raise DataError(
+            f"{path}: has the shape {shape}; expected ({length},), the number of {what} that is recorded. {AGAIN.capitalize()}."
+        )
     expected = begin + length * dtype.itemsize
     if size != expected:
         kind = "cut" if size < expected else "longer than it says"

@@ -63,7 +63,9 @@ def _check(arguments: argparse.Namespace) -> int:
     if problems:
         raise DataError(f"{count(len(problems), 'problem')} in {corpus.directory}")
     shards = sum(1 for _ in corpus.shards())
-    print(f"OK: {count(shards, 'shard')}, {count(corpus.documents, 'document')}, {count(corpus.tokens, 'token')}: structure, ids and hashes")
+    print(
+        f"OK: {count(shards, 'shard')}, {count(corpus.documents, 'document')}, {count(corpus.tokens, 'token')}: structure, ids and hashes"
+    )
     return 0
 
 
@@ -87,7 +89,9 @@ def _find_shard(corpus: Corpus, name: str | None, number: int | None) -> Shard:
     for shard in source.shards:
         if shard.name == f"shard-{number:05d}":
             return shard
-    raise UsageError(f"--shard {number}: {source.name} has {source.shards[0].name} to {source.shards[-1].name} ({len(source.shards)} of them)")
+    raise UsageError(
+        f"--shard {number}: {source.name} has {source.shards[0].name} to {source.shards[-1].name} ({len(source.shards)} of them)"
+    )
 
 
 def render(corpus: Corpus, shard: Shard, start: int, end: int, as_ids: bool = False) -> str:

@@ -121,9 +121,7 @@ def campaign(inputs: Path, out_of: Path, undisturbed: tuple[dict[str, str], floa
     return {"seed": SEED, "kills": sum(landed.values()), "corpora": corpora, "stages": dict(landed), "differences": 0}
 
 
-def test_killed_preparations_come_out_the_same(
-    inputs: Path, tmp_path: Path, undisturbed: tuple[dict[str, str], float, int]
-) -> None:
+def test_killed_preparations_come_out_the_same(inputs: Path, tmp_path: Path, undisturbed: tuple[dict[str, str], float, int]) -> None:
     summary = campaign(inputs, tmp_path, undisturbed, kills=3, per_corpus=3)
     record("prepare_kills", summary)
 

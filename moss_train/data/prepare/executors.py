@@ -302,7 +302,6 @@ def run_slurm(config: PrepareConfig, stages: Sequence[Stage], finish: Stage) -> 
     submitter = mock.patch.object(slurm, "launch_slurm_job", _Submitter(folder, commands, config.slurm.submit))
     with submitter, mock.patch.object(slurm.SlurmPipelineExecutor, "launch_merge_stats", lambda self: None):
         before.run()
-    (folder / "submit.sh").write_text("#!/bin/sh\nset -e\n" + "".join(f"{line}\n" for line in commands), encoding="utf-8")
     return commands
 
 
@@ -324,6 +323,8 @@ class _Submitter:
         # Numbers of jobs that are not submitted are shell variables, which the last command set.
         quoted = [argument if "$JOB" in argument else shlex.quote(argument) for argument in arguments]
         self._commands.append(f"JOB{number}=$(sbatch --parsable {' '.join([*quoted, shlex.quote(str(script))])})")
+        listed = "".join(f"{line}\n" for line in self._commands)
+        (self._folder / "submit.sh").write_text(f"#!/bin/sh\nset -e\n{listed}", encoding="utf-8")
         if not self._submits:
             return f"$JOB{number}"
         answer = subprocess.run(["sbatch", *arguments, str(script)], capture_output=True, text=True)

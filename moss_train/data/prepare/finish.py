@@ -93,7 +93,8 @@ def _write_lineage(out: Path, plan: Plan, sources: dict[str, dict[str, Any]]) ->
     """The record of a corpus; the hashes of shards are those its tasks found."""
     parents = [Parent(**plan.tokenizer["parent"])] if plan.tokenizer["parent"] else []
     data = [
-        Source(name, entry["fingerprint"], entry["counts"]["read"]["documents"], licence=entry["licence"]) for name, entry in sources.items()
+        Source(name, entry["fingerprint"], entry["counts"]["read"]["documents"], licence=entry["licence"])
+        for name, entry in sources.items()
     ]
     details = {
         "tokenizer_fingerprint": plan.tokenizer["fingerprint"],
@@ -121,6 +122,3 @@ def _hashed_files(out: Path, sources: dict[str, dict[str, Any]]) -> Iterator[tup
             yield name, {"bytes": (out / name).stat().st_size, "sha256": known[name]}
         else:
             yield name, vars(files.hash_file(out / name))
-
-
-

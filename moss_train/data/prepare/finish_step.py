@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 from pathlib import Path
 from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
 from moss_train.data.prepare.finish import finish
+from moss_train.data.prepare.plan import WORK
 
 
 class FinishCorpus(PipelineStep):
@@ -26,3 +29,5 @@ class FinishCorpus(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Writes what describes the corpus."""
         finish(self._out)
+        # datatrove marks this task as complete afterwards, in a folder that is then needed no more.
+        atexit.register(shutil.rmtree, self._out / WORK, ignore_errors=True)

@@ -1,6 +1,6 @@
 """The job behind `scripts/prepare.py`: sources to a corpus, continued where an earlier call was ended.
 
-    configuration -> tokenizer -> plan (or the one there is, if nothing has changed) -> stages -> finish -> table
+configuration -> tokenizer -> plan (or the one there is, if nothing has changed) -> stages -> finish -> table
 """
 
 from __future__ import annotations
@@ -217,4 +217,3 @@ def _require_same_files(out: Path, before: Plan, now: Plan) -> None:
         raise DataError(
             f"the sources hold other files than when {out} was begun: added {more}; gone {gone}. Restore them, or prepare into another directory."
         )
-

@@ -246,7 +246,9 @@ def _texts(pattern: str, extensions: list[str] | None, skipped: Counter[str]) ->
             skipped[extension or "(none)"] += 1
     if not found:
         find_files(pattern) if not _exists(pattern) else None
-        raise DataError(f"{pattern}: holds no file with one of the extensions {' '.join(sorted(wanted))}; name others with extensions=[...].")
+        raise DataError(
+            f"{pattern}: holds no file with one of the extensions {' '.join(sorted(wanted))}; name others with extensions=[...]."
+        )
     return found
 
 

@@ -181,7 +181,9 @@ class PieceReader:
         except (KeyError, TypeError, IndexError):
             pass
         if not isinstance(value, dict):
-            self._on_error(RecordError(origin(), "not_an_object", f"the record is {_shown(value)}; expected an object with the text in it."))
+            self._on_error(
+                RecordError(origin(), "not_an_object", f"the record is {_shown(value)}; expected an object with the text in it.")
+            )
         elif self._field not in value:
             fields = ", ".join(map(repr, list(value)[:12])) or "none"
             problem = f"there is no field {self._field!r}; fields found: {fields}. Name the one that holds the text: sources.{self._source}.text=NAME."

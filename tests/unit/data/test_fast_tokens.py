@@ -49,7 +49,9 @@ def test_characters_that_the_libraries_class_differently_go_to_tokenizers(tokeni
     trusting = FastEncoder(tokenizer, differences=())
     if rows(trusting, [text]) == [expected]:
         assert not any(first <= ord(NEW_LETTER) <= last for first, last in installed_differences())
-    assert rows(FastEncoder(tokenizer), ["It's", text, "", text, "fine"]) == [tokenizer.encode(one) for one in ("It's", text, "", text, "fine")]
+    assert rows(FastEncoder(tokenizer), ["It's", text, "", text, "fine"]) == [
+        tokenizer.encode(one) for one in ("It's", text, "", text, "fine")
+    ]
 
 
 def test_every_such_character_is_noticed(tokenizer: MossTokenizer) -> None:

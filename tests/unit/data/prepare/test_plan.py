@@ -47,7 +47,9 @@ def test_the_form_of_a_source_is_seen_or_asked_for(tmp_path: Path) -> None:
     made = plan(a=SourceConfig(str(tmp_path / "records"), "en"), b=SourceConfig(str(tmp_path / "tree"), "code"))
     assert made.forms == {"a": "records", "b": "texts"}
     assert made.left_out == {"a": {}, "b": {"(none)": 1, "bin": 1}}
-    with pytest.raises(DataError, match=r"sources\.c: .*1 files of records .* and 2 of text or code; say which .* form=records or form=texts"):
+    with pytest.raises(
+        DataError, match=r"sources\.c: .*1 files of records .* and 2 of text or code; say which .* form=records or form=texts"
+    ):
         plan(c=SourceConfig(str(tmp_path), "code"))
     assert len(plan(c=SourceConfig(str(tmp_path), "code", form=Form.records)).files) == 1
     assert len(plan(c=SourceConfig(str(tmp_path), "code", extensions=["bin", ".jsonl"])).files) == 2

@@ -155,7 +155,9 @@ def test_other_settings_are_refused_by_name(tokenizer: Path, tmp_path: Path) -> 
     out, texts = tmp_path / "corpus", documents("zh", 30)
     make(tokenizer, out, texts)
     before = digests(out)
-    with pytest.raises(UsageError, match=r"(?s)was made with other settings:\n  - min_chars: was 1, now 2\n  - exact_dedup: was False, now True"):
+    with pytest.raises(
+        UsageError, match=r"(?s)was made with other settings:\n  - min_chars: was 1, now 2\n  - exact_dedup: was False, now True"
+    ):
         prepare(PrepareConfig(str(tokenizer), str(out), _sources(out), 0.01, min_chars=2, exact_dedup=True))
     other = tmp_path / "other"
     write_tokenizer(other, 500)
@@ -207,7 +209,9 @@ def test_a_code_tree_with_its_kinds(tokenizer: Path, tmp_path: Path) -> None:
     for name, text in {"a.py": "x = 1\n", "b/c.js": "let x;\n", "b/d.py": "", "e.png": "x", ".git/f.py": "x"}.items():
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tree" / name).write_text(text)
-    corpus = prepare(PrepareConfig(str(tokenizer), str(tmp_path / "out"), {"code": SourceConfig(str(tmp_path / "tree"), "code")}, workers=1))
+    corpus = prepare(
+        PrepareConfig(str(tokenizer), str(tmp_path / "out"), {"code": SourceConfig(str(tmp_path / "tree"), "code")}, workers=1)
+    )
     assert corpus is not None
     found = corpus.sources["code"].counts
     assert (found["kinds"], found["files_left_out"]) == ({"javascript": 1, "python": 2}, {"png": 1})

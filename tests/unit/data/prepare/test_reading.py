@@ -37,7 +37,9 @@ def read(path: Path, form: str = "records", field: str = "text") -> tuple[list[s
 
 def test_the_same_documents_from_every_container(tmp_path: Path) -> None:
     texts = [*documents("zh", 5), "", "a\u2028b\x85c", "\\ud83d is text", '"text"', "🙂\x00"]
-    lines = "".join(json.dumps({"text": text, "n": 1}, ensure_ascii=number % 2 == 0) + "\r\n\n" for number, text in enumerate(texts)).encode()
+    lines = "".join(
+        json.dumps({"text": text, "n": 1}, ensure_ascii=number % 2 == 0) + "\r\n\n" for number, text in enumerate(texts)
+    ).encode()
     (tmp_path / "a.jsonl").write_bytes(lines)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines))
