@@ -121,7 +121,7 @@ def copy_one(task: tuple[Path, Path, int]) -> None:
         os.fsync(file.fileno())
 
 
-def read_and_write(data: Path, out: Path, tokens: int) -> None:
+def read_and_write(data: Path, tokens: int, out: Path) -> None:
     """Nothing but reading and writing."""
     out.mkdir()
     paths = sorted(data.iterdir())
@@ -129,11 +129,11 @@ def read_and_write(data: Path, out: Path, tokens: int) -> None:
         pool.map(copy_one, [(path, out / path.name, 4 * tokens // len(paths)) for path in paths])
 
 
-def timed(run: Callable[[], Any], out: Path) -> tuple[float, Any]:
-    """Seconds and result of a run that writes below a folder, which is then removed."""
+def timed(run: Callable[..., Any], data: Path, what: Any, out: Path) -> tuple[float, Any]:
+    """Seconds and result of a run that writes below the folder `out`, which is then removed."""
     os.sync()
     started = time.perf_counter()
-    result = run()
+    result = run(data, what, out)
     seconds = time.perf_counter() - started
     shutil.rmtree(out, ignore_errors=True)
     return seconds, result
@@ -143,11 +143,11 @@ def measure(name: str, data: Path, tokenizer: Path, rounds: int, work: Path) -> 
     """All sides in turn, `rounds` times."""
     size = sum(path.stat().st_size for path in data.iterdir())
     rows = []
+    out = work / "out"
     for number in range(rounds):
-        out = work / "out"
-        ours_seconds, tokens = timed(lambda: ours(data, tokenizer, out), out)
-        theirs_seconds, theirs = timed(lambda: datatrove(data, tokenizer, out), out)
-        copy_seconds, _ = timed(lambda: read_and_write(data, out, tokens), out)
+        ours_seconds, tokens = timed(ours, data, tokenizer, out)
+        theirs_seconds, theirs = timed(datatrove, data, tokenizer, out)
+        copy_seconds, _ = timed(read_and_write, data, tokens, out)
         row = {
             "ours_tokens_per_second": tokens / ours_seconds,
             "datatrove_tokens_per_second": theirs / theirs_seconds,
@@ -160,9 +160,9 @@ def measure(name: str, data: Path, tokenizer: Path, rounds: int, work: Path) -> 
         }
         rows.append(row)
         print(
-            f"{name} round {number + 1}: {size / 1e6:.0f} MB, {tokens:,} ids; ours {row['ours_tokens_per_second'] / 1e6:.2f} M/s, datatrove "
-            f"{row['datatrove_tokens_per_second'] / 1e6:.2f} M/s (as many: {theirs:,}), ratio {row['ratio']:.1f}; reading and writing alone "
-            f"take {row['share_of_reading_and_writing']:.0%} of our time",
+            f"{name} round {number + 1}: {size / 1e6:.0f} MB, {tokens:,} ids; ours {row['ours_tokens_per_second'] / 1e6:.2f} M/s, "
+            f"datatrove {row['datatrove_tokens_per_second'] / 1e6:.2f} M/s ({theirs:,} ids), ratio {row['ratio']:.1f}; reading and "
+            f"writing alone take {row['share_of_reading_and_writing']:.0%} of our time",
             flush=True,
         )
     median = {key: statistics.median(row[key] for row in rows) for key in rows[0]}

@@ -1,4 +1,4 @@
-"""Documents to token shards: reads, filters, drops repeats, tokenizes; on this machine, Slurm or Ray. The same command goes on after a kill.
+"""Documents to token shards: reads, filters, drops repeats, tokenizes; on this machine, Slurm or Ray. Killed, it goes on.
 
 python scripts/prepare.py tokenizer=DIR out=corpus 'sources.zh={path: zh/*.jsonl.zst, language: zh, licence: CC-BY-4.0}' \
     'sources.code={path: repositories/, language: code, form: texts}'

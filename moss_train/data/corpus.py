@@ -248,8 +248,9 @@ def open_corpus(directory: str | Path, tokenizer_fingerprint: str | None = None)
     _require_counts(path, corpus, raw)
     if tokenizer_fingerprint is not None and tokenizer_fingerprint != corpus.tokenizer_fingerprint:
         raise DataError(
-            f"{directory}: was made with the tokenizer {corpus.tokenizer_fingerprint[:12]} (a copy is in {directory / TOKENIZER_FOLDER}), and is "
-            f"to be read with {tokenizer_fingerprint[:12]}: its ids would mean something else. Use that tokenizer, or prepare the corpus again."
+            f"{directory}: was made with the tokenizer {corpus.tokenizer_fingerprint[:12]} (a copy is in {directory / TOKENIZER_FOLDER}), "
+            f"and is to be read with {tokenizer_fingerprint[:12]}: its ids would mean something else. Use that tokenizer, or prepare the "
+            "corpus again."
         )
     return corpus
 
@@ -324,7 +325,7 @@ def _map(path: Path, dtype: np.dtype[Any], length: int, what: str) -> npt.NDArra
             version = np.lib.format.read_magic(file)
             if version != (1, 0):
                 raise ValueError(f"version {version} of the format, expected (1, 0)")
-            shape, fortran, found = np.lib.format.read_array_header_1_0(file)
+            shape, _, found = np.lib.format.read_array_header_1_0(file)
             begin, size = file.tell(), os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise DataError(f"{path}: missing, although {FILE_NAME} names it; {AGAIN}.") from None

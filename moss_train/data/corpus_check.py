@@ -91,7 +91,8 @@ def _check_arrays(corpus: Corpus, shard: Shard) -> None:
         )
     if closing != shard.documents:
         raise DataError(
-            f"{path}: <|endoftext|> occurs {closing} times; expected {shard.documents}, once a document: text holds a control. {AGAIN.capitalize()}."
+            f"{path}: <|endoftext|> occurs {closing} times; expected {shard.documents}, once a document: text holds a control. "
+            f"{AGAIN.capitalize()}."
         )
 
 

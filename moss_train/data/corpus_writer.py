@@ -42,7 +42,7 @@ class ArrayFile:
 
     def append(self, items: npt.NDArray[Any]) -> None:
         """Writes items, in the type of the file."""
-        left = memoryview(np.ascontiguousarray(items, dtype=self._dtype)).cast("B")
+        left = np.ascontiguousarray(items, dtype=self._dtype).data.cast("B")
         while len(left):
             left = left[files.write_piece(self._file.fileno(), left) :]
         self.length += len(items)
@@ -168,7 +168,7 @@ class ShardWriter:
         self._partial["record"].unlink(missing_ok=True)
 
 
-class _explained:  # noqa: N801  # reads as a word in `with _explained(path):`
+class _explained:  # in lower case, as it reads in `with _explained(path):`
     """Turns a full disk into an error with an exit code of its own."""
 
     def __init__(self, path: Path):

@@ -86,7 +86,8 @@ class FastEncoder:
         encoded = _flat(self._fast.encode_batch(list(texts), parallel=False)) if texts else _join([])
         unsure = [place for place, text in enumerate(texts) if self._is_unsure(text)]
         if unsure:
-            encoded = _replace(encoded, dict(zip(unsure, self._tokenizer.encode_batch([texts[place].decode() for place in unsure]))))
+            rows = self._tokenizer.encode_batch([texts[place].decode() for place in unsure])
+            encoded = _replace(encoded, dict(zip(unsure, rows, strict=True)))
         return encoded
 
     def _is_unsure(self, text: bytes) -> bool:
@@ -117,8 +118,8 @@ class FastEncoder:
         wanted = int(expected[place]) if place < len(expected) else "no more"
         near = self._tokenizer.decode(expected[max(0, place - 8) : place + 8].tolist())
         raise DataError(
-            f"{document}: token {place} is {found} by {self.name}, but {wanted} by tokenizers, near {near!r}. The ids of this text would be "
-            "wrong; nothing of this shard is kept. Prepare with encoder=tokenizers, and report the text."
+            f"{document}: token {place} is {found} by {self.name}, but {wanted} by tokenizers, near {near!r}. The ids of this text would "
+            "be wrong; nothing of this shard is kept. Prepare with encoder=tokenizers, and report the text."
         )
 
 
@@ -135,7 +136,7 @@ def _why_not(tokenizer: MossTokenizer) -> str | None:
     try:
         import gigatoken  # noqa: F401
     except ImportError as error:
-        return f'gigatoken cannot be loaded ({error}); texts are encoded with tokenizers, several times slower: pip install "moss-train[prepare]"'
+        return f'gigatoken cannot be loaded ({error}); tokenizers encodes, several times slower: pip install "moss-train[prepare]"'
     plain = {character for entry in tokenizer.text_description["added_tokens"] for character in entry["content"]}
     overlapping = next((content for content in tokenizer.special_contents if plain & set(content)), None)
     if overlapping is not None:
@@ -215,13 +216,15 @@ def _flat(array: Any) -> Encoded:
     return Encoded(ids, np.diff(offsets))
 
 
-def _join(rows: Iterable[Sequence[int]]) -> Encoded:
-    rows = [np.array(row, dtype=np.uint32) for row in rows]
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    return Encoded(np.concatenate(rows) if rows else np.empty(0, dtype=np.uint32), lengths)
+def _join(rows: Iterable[npt.ArrayLike]) -> Encoded:
+    arrays = [np.array(row, dtype=np.uint32) for row in rows]
+    lengths = np.array([len(row) for row in arrays], dtype=np.int64)
+    return Encoded(np.concatenate(arrays) if arrays else np.empty(0, dtype=np.uint32), lengths)
 
 
-def _replace(encoded: Encoded, rows: dict[int, Sequence[int]]) -> Encoded:
+def _replace(encoded: Encoded, rows: dict[int, list[int]]) -> Encoded:
     """The same with other ids for some texts."""
-    pieces = np.split(encoded.ids, np.cumsum(encoded.lengths)[:-1])
-    return _join([rows.get(place, piece) for place, piece in enumerate(pieces)])
+    pieces: list[npt.ArrayLike] = list(np.split(encoded.ids, np.cumsum(encoded.lengths)[:-1]))
+    for place, row in rows.items():
+        pieces[place] = row
+    return _join(pieces)

@@ -72,8 +72,8 @@ def test_ray_makes_the_same(inputs: Path, here: dict[str, str], tmp_path: Path) 
 def test_slurm_scripts_say_what_is_run_and_what_it_waits_for(inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "corpus"
     extra = [
-        "executor=slurm", "slurm.partition=cpu", "slurm.time=01:30:00", "slurm.setup=source /shared/venv/bin/activate", "slurm.submit=false",
-        "workers=7", "slurm.mem_per_cpu_gb=3",
+        "executor=slurm", "slurm.partition=cpu", "slurm.time=01:30:00", "slurm.setup=source /shared/venv/bin/activate",
+        "slurm.submit=false", "workers=7", "slurm.mem_per_cpu_gb=3",
     ]  # fmt: skip
     said = succeeded(python("scripts/prepare.py", *arguments(inputs, out, *extra)))
     assert "4 jobs written" in said.stderr

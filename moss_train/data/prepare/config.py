@@ -162,8 +162,8 @@ class PrepareConfig:
             found.append("sources must be given: 'sources.NAME={path: PATH, language: LANGUAGE, licence: LICENCE}'")
         for name, source in self.sources.items():
             key = f"sources.{name}"
-            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or name in ("tokenizer",):
-                found.append(f"{key}: the name of a source is a folder's; expected letters, digits and _ . -, and not `tokenizer`")
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name) or name == "tokenizer":
+                found.append(f"{key}: the name of a source is a folder's; expected letters, digits, _ and -, and not `tokenizer`")
             if source.path in (None, "", []):
                 found.append(f"{key}.path must be given: a file, directory or glob, or a list of them")
             if not source.language:
@@ -193,7 +193,7 @@ class PrepareConfig:
         return found
 
     def settings(self) -> dict[str, Any]:
-        """What decides which documents and ids come out, as JSON; not where it runs, nor the tokenizer, which is known by its fingerprint."""
+        """What decides which documents and ids come out, as JSON: not where it runs, nor the tokenizer, known by its fingerprint."""
         plain = asdict(self)
         for name in ("tokenizer", "out", "executor", "workers", "slurm", "ray", "encoder"):
             del plain[name]

@@ -114,8 +114,8 @@ class LocalExecutor(LocalPipelineExecutor):
         except BrokenProcessPool:
             named = ", ".join(map(str, sorted(running.values())))
             raise OutOfMemoryError(
-                f"a process of the preparation was killed, as when no memory is left (one of the tasks {named}); set workers or shard_mb lower, "
-                "and give the same command again: what is complete is kept"
+                f"a process of the preparation was killed, as when no memory is left (one of the tasks {named}); set workers or shard_mb "
+                "lower, and give the same command again: what is complete is kept"
             ) from None
         finally:
             processes = list((pool._processes or {}).values())
@@ -292,7 +292,7 @@ def run_slurm(config: PrepareConfig, stages: Sequence[Stage], finish: Stage) -> 
             workers=config.workers or -1,
             job_name=f"prepare-{stage.name}",
             qos=config.slurm.qos,
-            env_command=config.slurm.setup or None,  # type: ignore[arg-type]  # datatrove's annotation lacks the None of its default
+            env_command=config.slurm.setup or None,
             max_array_size=config.slurm.max_array_size,
             logging_dir=str(logs_of(out, stage)),
             depends=before,
@@ -300,7 +300,7 @@ def run_slurm(config: PrepareConfig, stages: Sequence[Stage], finish: Stage) -> 
         before = executor
     # Jobs that only add up datatrove's statistics are left out: the ledgers have all that is told.
     submitter = mock.patch.object(slurm, "launch_slurm_job", _Submitter(folder, commands, config.slurm.submit))
-    with submitter, mock.patch.object(slurm.SlurmPipelineExecutor, "launch_merge_stats", lambda self: None):
+    with submitter, mock.patch.object(slurm.SlurmPipelineExecutor, "launch_merge_stats"):
         before.run()
     return commands
 

@@ -215,5 +215,6 @@ def _require_same_files(out: Path, before: Plan, now: Plan) -> None:
         more = ", ".join(sorted(new - old)[:5]) or "none"
         gone = ", ".join(sorted(old - new)[:5]) or "none"
         raise DataError(
-            f"the sources hold other files than when {out} was begun: added {more}; gone {gone}. Restore them, or prepare into another directory."
+            f"the sources hold other files than when {out} was begun: added {more}; gone {gone}. Restore them, or prepare into another "
+            "directory."
         )

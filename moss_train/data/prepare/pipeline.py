@@ -118,7 +118,7 @@ def minhash_settings(config: MinhashConfig) -> Any:
     return Settings(n_grams=config.ngram, num_buckets=config.buckets, hashes_per_bucket=config.hashes, hash_config=HASHING)
 
 
-def _text_of(document: Document):  # type: ignore[no-untyped-def]  # noqa: ANN202  # see below
+def _text_of(document: Document):  # type: ignore[no-untyped-def]  # see below
     return document.text
 
 

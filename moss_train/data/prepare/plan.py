@@ -213,8 +213,8 @@ def _guess(patterns: Sequence[str]) -> Form:
                 texts += 1
     if records and texts:
         raise DataError(
-            f"{', '.join(patterns)}: holds {records} files of records (such as .jsonl) and {texts} of text or code; say which are meant with "
-            "form=records or form=texts."
+            f"{', '.join(patterns)}: holds {records} files of records (such as .jsonl) and {texts} of text or code; say which are meant "
+            "with form=records or form=texts."
         )
     return Form.texts if texts else Form.records
 

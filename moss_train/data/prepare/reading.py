@@ -186,7 +186,8 @@ class PieceReader:
             )
         elif self._field not in value:
             fields = ", ".join(map(repr, list(value)[:12])) or "none"
-            problem = f"there is no field {self._field!r}; fields found: {fields}. Name the one that holds the text: sources.{self._source}.text=NAME."
+            problem = f"there is no field {self._field!r}; fields found: {fields}. "
+            problem += f"Name the one that holds the text: sources.{self._source}.text=NAME."
             self._on_error(RecordError(origin(), "no_text", problem))
         else:
             problem = f"field {self._field!r} is {_shown(value[self._field])}; expected a text."

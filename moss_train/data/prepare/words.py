@@ -1,4 +1,4 @@
-"""Words of a text in any language, without a language's own library, and their hashes: what filters, MinHash and decontamination compare."""
+"""Words of a text in any language, without a language's own library, and their hashes: for filters, MinHash and decontamination."""
 
 from __future__ import annotations
 

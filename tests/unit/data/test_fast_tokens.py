@@ -106,6 +106,6 @@ def test_versions_not_known_are_compared(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_known_differences_are_found(tokenizer: MossTokenizer) -> None:
     """In the planes' first blocks; all of Unicode is compared in the acceptance tests."""
-    found = [code for code in fast_tokens._differing(0, 0x2000)]
+    found = list(fast_tokens._differing(0, 0x2000))
     expected = [code for first, last in installed_differences() for code in range(first, last + 1) if code < 0x2000]
     assert found == expected

@@ -110,7 +110,7 @@ def test_documents_with_text_of_evaluation_sets_are_dropped(tokenizer: Path, tmp
     texts = [*documents("en", 10), f"I found this: {question.upper()} Well.", "中文" + question[:20]]
     corpus = make(tokenizer, tmp_path / "corpus", texts, decontaminate=DecontaminationConfig([str(evaluation)], 8))
     assert counts(corpus) == {"read": 12, "kept": 11, "decontamination: contaminated": 1}
-    with pytest.raises(DataError, match="no text of .* has 80 words"):
+    with pytest.raises(DataError, match=r"no text of .* has 80 words"):
         make(tokenizer, tmp_path / "other", texts, decontaminate=DecontaminationConfig([str(evaluation)], 80))
 
 

@@ -106,4 +106,4 @@ def test_a_file_is_a_document(tmp_path: Path) -> None:
     (tmp_path / "b.py").write_bytes(b"x = 1\n'\xe9'\n")
     assert read(tmp_path / "a.py", "texts")[0] == ["x = 1\r\n\x0c\n"]
     assert [(error.code, error.origin) for error in read(tmp_path / "b.py", "texts")[1]] == [("not_utf8", f"{tmp_path / 'b.py'}:2")]
-    assert list(PieceReader("texts", "", "zh", print).read(Piece(tmp_path / "a.py")))[0][1] == "python"
+    assert next(PieceReader("texts", "", "zh", print).read(Piece(tmp_path / "a.py")))[1] == "python"
