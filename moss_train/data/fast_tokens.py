@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import resource
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,10 @@ _NEW_IN_UNICODE_17 = (
 )  # fmt: skip
 KNOWN_DIFFERENCES: dict[tuple[str, str], Ranges] = {("0.10.0", "0.23.3"): _NEW_IN_UNICODE_17}
 """Versions of gigatoken and tokenizers -> characters they class differently."""
+
+
+MOST_REMEMBERED = 512 * 2**20
+"""Bytes that a process may grow by before what gigatoken remembers is given up."""
 
 
 class Encoded(NamedTuple):
@@ -66,14 +71,20 @@ class FastEncoder:
         self.differences: Ranges = ()
         self.note = _why_not(tokenizer)
         if self.note is None:
-            from gigatoken import Tokenizer
-
             self.differences = installed_differences() if differences is None else differences
-            self._fast = Tokenizer.from_json(json.dumps(tokenizer.text_description, ensure_ascii=False))
+            self._renew()
             self._unsure = _one_of(self.differences)
             self._first_bytes = _first_bytes(self.differences)
         library = "tokenizers" if self._fast is None else "gigatoken"
         self.name = f"{library} {importlib.metadata.version(library)}"
+
+    def _renew(self) -> None:
+        """Makes gigatoken's encoder, which remembers every piece of text that it has met: without end, so it is made anew now and then."""
+        from gigatoken import Tokenizer
+
+        self._fast = None
+        self._fast = Tokenizer.from_json(json.dumps(self._tokenizer.text_description, ensure_ascii=False))
+        self._resident = _resident_bytes()
 
     def encode(self, texts: Sequence[bytes]) -> Encoded:
         """Ids of texts, exactly those of `MossTokenizer.encode`.
@@ -83,6 +94,8 @@ class FastEncoder:
         """
         if self._fast is None:
             return _join(self._tokenizer.encode_batch([text.decode() for text in texts]))
+        if _resident_bytes() - self._resident > MOST_REMEMBERED:
+            self._renew()
         encoded = _flat(self._fast.encode_batch(list(texts), parallel=False)) if texts else _join([])
         unsure = [place for place, text in enumerate(texts) if self._is_unsure(text)]
         if unsure:
@@ -129,6 +142,15 @@ class SlowEncoder(FastEncoder):
     def __init__(self, tokenizer: MossTokenizer):
         self._tokenizer, self._fast, self.differences, self.note = tokenizer, None, (), "encoder=tokenizers was asked for"
         self.name = f"tokenizers {importlib.metadata.version('tokenizers')}"
+
+
+def _resident_bytes() -> int:
+    """Memory of this process; where the system does not tell, the most it has had."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _why_not(tokenizer: MossTokenizer) -> str | None:

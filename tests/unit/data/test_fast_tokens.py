@@ -98,6 +98,16 @@ def test_a_special_token_that_overlaps_text_is_left_to_tokenizers(tmp_path: Path
     assert rows(encoder, ["<a  b>  "]) == [odd.encode("<a  b>  ")]
 
 
+def test_what_is_remembered_is_bounded(tokenizer: MossTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = FastEncoder(tokenizer)
+    first = encoder._fast
+    assert rows(encoder, ["It's"]) == [tokenizer.encode("It's")]
+    assert encoder._fast is first
+    monkeypatch.setattr(fast_tokens, "MOST_REMEMBERED", -1)
+    assert rows(encoder, ["It's"]) == [tokenizer.encode("It's")]
+    assert encoder._fast is not first
+
+
 def test_versions_not_known_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_tokens, "KNOWN_DIFFERENCES", {})
     monkeypatch.setattr(fast_tokens, "_differing", lambda start, end: iter([5, 6, 7, 9] if start == 0 else []))
