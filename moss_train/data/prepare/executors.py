@@ -32,6 +32,7 @@ from moss_train.cores import cores
 from moss_train.data.prepare.config import PrepareConfig, RayConfig
 from moss_train.data.prepare.pipeline import Stage
 from moss_train.data.prepare.plan import WORK, Plan
+from moss_train.data.terminal import count
 from moss_train.errors import DataError, DiskFullError, FailedElsewhereError, OutOfMemoryError, UsageError
 
 _log = logging.getLogger("moss_train")
@@ -118,10 +119,11 @@ class LocalExecutor(LocalPipelineExecutor):
                 "lower, and give the same command again: what is complete is kept"
             ) from None
         finally:
-            processes = list((pool._processes or {}).values())
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
+            # On the way out because of an error, tasks that still run are of no use.
+            for process in list((pool._processes or {}).values()) if running else []:
                 process.kill()
+            # Its threads must have ended before a process can be forked again.
+            pool.shutdown(cancel_futures=True)
 
 
 def _start_method() -> str:
@@ -240,7 +242,7 @@ def run_ray(config: PrepareConfig, plan: Plan, stages: Sequence[Stage]) -> None:
             ranks = incomplete(out, stage)
             if not ranks:
                 continue
-            _log.info(f"{stage.title}: {len(ranks):,} tasks on Ray")
+            _log.info(f"{stage.title}: {count(len(ranks), 'task')} on Ray")
             datatrove_log.remove()
             executor = RayPipelineExecutor(
                 stage.steps,

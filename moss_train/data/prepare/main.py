@@ -25,6 +25,7 @@ from moss_train.data.fast_tokens import FastEncoder, SlowEncoder
 from moss_train.data.prepare.config import Encoder, Executor, PrepareConfig
 from moss_train.data.prepare.plan import WORK, Plan, make_plan, read_plan
 from moss_train.data.prepare.summary import print_summary
+from moss_train.data.terminal import count
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import DataError, DiskFullError, UsageError
 
@@ -83,12 +84,15 @@ def _run(config: PrepareConfig, out: Path, tokenizer: MossTokenizer, told: dict[
     plan = _settle_plan(config, out, tokenizer, told)
     names = ", ".join(config.sources)
     _log.info(
-        f"{names}: {len(plan.files):,} files, {plan.total_bytes / 1e6:,.1f} MB, {len(plan.tasks):,} tasks; ids by {encoder.name}, "
-        f"tokenizer {tokenizer.fingerprint[:12]}"
+        f"{names}: {count(len(plan.files), 'file')}, {plan.total_bytes / 1e6:,.1f} MB, {count(len(plan.tasks), 'task')}; "
+        f"ids by {encoder.name}, tokenizer {tokenizer.fingerprint[:12]}"
     )
     if config.decontaminate.files and not (out / WORK / "contamination").is_dir():
         number = pipeline.write_contamination(config, out)
-        _log.info(f"decontamination: {number:,} sequences of {config.decontaminate.ngram} words of {len(config.decontaminate.files)} files")
+        _log.info(
+            f"decontamination: {number:,} sequences of {config.decontaminate.ngram} words of "
+            f"{count(len(config.decontaminate.files), 'file')}"
+        )
     executors.clear_failures(out)
     steps.keep_plan(out, plan)
     steps.keep_encoder(out, encoder)
@@ -99,7 +103,9 @@ def _run(config: PrepareConfig, out: Path, tokenizer: MossTokenizer, told: dict[
         commands = executors.run_slurm(config, stages, last)
         folder = out / WORK / "slurm"
         done = "submitted" if config.slurm.submit else "written"
-        _log.info(f"{len(commands)} jobs {done}; scripts in {folder}, submitted by {folder / 'submit.sh'}. The last one completes {out}.")
+        _log.info(
+            f"{count(len(commands), 'job')} {done}; scripts in {folder}, submitted by {folder / 'submit.sh'}. The last one completes {out}."
+        )
         return None
     if config.executor is Executor.ray:
         executors.run_ray(config, plan, stages)

@@ -28,6 +28,9 @@ from moss_train.data.prepare.words import HASHING, WORDS
 from moss_train.data.records import read_records
 from moss_train.errors import DataError
 
+_LEAST_DISTINCT = 4
+"""Different words in a sequence of an evaluation set that is looked for."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -144,12 +147,13 @@ def write_contamination(config: PrepareConfig, out: Path) -> int:
     Raises:
         DataError: A file is missing, or none of them holds a text long enough.
     """
-    norm, hashes = TextNormConfig(), set()
+    norm, size, hashes = TextNormConfig(), config.decontaminate.ngram, set()
     hash_text: Any = create_hash_func(HASHING)
     for path in config.decontaminate.files:
         for text in _all_texts(path):
             words = WORDS.word_tokenize(simplify_text(text, norm))
-            hashes |= {hash_text(" ".join(one)) for one in ngrams(words, config.decontaminate.ngram)}
+            # Numbers are all written as 0 here, and rows of them are in every table.
+            hashes |= {hash_text(" ".join(one)) for one in ngrams(words, size) if len(set(one)) >= min(size, _LEAST_DISTINCT)}
     if not hashes:
         raise DataError(
             f"decontaminate.files: no text of {', '.join(config.decontaminate.files)} has {config.decontaminate.ngram} words; "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +30,7 @@ from moss_train.errors import DataError, DiskFullError, MossTrainError
 
 _BATCH_CHARACTERS = 2**20
 _BATCH_DOCUMENTS = 4096
+_SHOWN_ALIKE = 2
 
 Documents = Iterator[Document]
 
@@ -92,8 +94,15 @@ class ReadSource(PipelineStep):
 
 
 def _describe(task: Task, bad: int, ledger: Ledger, good: int) -> str:
-    shown = "\n".join(entry["problem"] for entry in ledger.problems[:PROBLEMS_SHOWN])
-    more = f"\n... and {bad - PROBLEMS_SHOWN} more" if bad > PROBLEMS_SHOWN else ""
+    lines: list[str] = []
+    alike: Counter[str] = Counter()
+    for entry in ledger.problems:
+        text = entry["problem"].removeprefix(entry["origin"])
+        alike[text] += 1
+        if alike[text] <= _SHOWN_ALIKE and len(lines) < PROBLEMS_SHOWN:
+            lines.append(entry["problem"])
+    shown = "\n".join(lines)
+    more = f"\n... and {bad - len(lines)} more" if bad > len(lines) else ""
     totals = ", ".join(f"{code} {number}" for code, number in ledger.bad.most_common())
     return (
         f"{bad} bad of {bad + good} records of {task.source} (shard {task.number}):\n{shown}{more}\ntotals: {totals}\n"
