@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import sys
@@ -11,13 +12,16 @@ from typing import Any
 
 import pytest
 
+from moss_train import files
+from moss_train.artifacts import lineage, lineage_kinds
 from moss_train.data.corpus import Corpus, open_corpus
 from moss_train.data.corpus_check import check_corpus
 from moss_train.data.corpus_tool import main as tool
 from moss_train.data.prepare.config import DecontaminationConfig, Encoder, MinhashConfig, OnBad, PrepareConfig, SourceConfig
 from moss_train.data.prepare.main import prepare
+from moss_train.data.prepare.words import WORDS
 from moss_train.data.tokenizer import MossTokenizer
-from moss_train.errors import DataError, UsageError
+from moss_train.errors import DataError, DiskFullError, UsageError
 from tests.corpora import digests, documents, write_jsonl, write_tokenizer
 
 
@@ -245,3 +249,37 @@ def test_the_tools(tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     for arguments, code in ((["--at", "9999"], 2), (["--shard", "7"], 2), (["--source", "en"], 3)):
         assert tool(["inspect", str(out), *arguments]) == code
     assert open_corpus(out).source("zh").licence == "CC0-1.0"
+
+
+def test_lineage_names_the_tokenizer_and_the_licences(tokenizer: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    MossTokenizer.load(tokenizer).save(base)
+    made = lineage_kinds.tokenizer("test", [lineage.Source("words", "0" * 64, 3, licence="MIT")], 10, 64, "f")
+    identity = lineage.write(base, made)
+    corpus = make(base, tmp_path / "corpus", documents("zh", 10))
+    record = lineage.load(corpus.directory)
+    assert record is not None
+    assert [(parent.role, parent.id, parent.path) for parent in record.lineage.parents] == [("tokenizer", identity, "../base")]
+    assert record.lineage.licences == {"CC0-1.0": ["zh"], "MIT": ["words"]}
+    assert [(source.name, source.records, source.sha256) for source in record.lineage.data] == [("zh", 10, corpus.source("zh").fingerprint)]
+    assert record.lineage.details["tokens"] == corpus.tokens
+    assert lineage.hash_files(corpus.directory) == {name: vars(entry) for name, entry in record.files.items()}
+
+
+def test_words_of_any_language() -> None:
+    assert WORDS.word_tokenize("I don't know 北京 x_1, カナ!") == ["I", "don't", "know", "北", "京", "x_1", ",", "カ", "ナ", "!"]
+    assert WORDS.sent_tokenize("One. Two!\n三。四") == ["One.", "Two!", "三。", "四"]
+    text = "One. Two!\n三。四"
+    assert [text[start:end] for start, end in WORDS.span_tokenize(text)] == WORDS.sent_tokenize(text)
+
+
+def test_what_the_disk_has_no_room_for_is_told(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "corpus"
+    monkeypatch.setattr(files, "write_piece", full)
+    with pytest.raises(DiskFullError, match="no space is left"):
+        make(tokenizer, out, documents("zh", 10))
+    monkeypatch.undo()
+    assert kept(make(tokenizer, out, documents("zh", 10))) == documents("zh", 10)
