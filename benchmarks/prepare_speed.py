@@ -85,8 +85,9 @@ def write_jsonl(texts: Iterator[str], folder: Path) -> None:
 
 
 def ours(data: Path, tokenizer: Path, out: Path) -> int:
-    """Tokens without the ends of documents, as on the other side of the ratio there are as many."""
-    corpus = prepare(PrepareConfig(str(tokenizer), str(out), {"source": SourceConfig(str(data), "any")}))
+    """A shard a file, so that all cores have work, as on the other side."""
+    largest = max(path.stat().st_size for path in data.iterdir())
+    corpus = prepare(PrepareConfig(str(tokenizer), str(out), {"source": SourceConfig(str(data), "any")}, shard_mb=largest / 1e6))
     assert corpus is not None
     return corpus.tokens
 

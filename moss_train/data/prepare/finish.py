@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def finish(out: Path) -> Corpus:
     write_description(out, describe_corpus(tokenizer, sources, plan.settings, plan.inputs_fingerprint))
     _write_lineage(out, plan, sources)
     files.sync_directory(out)
-    shutil.rmtree(out / WORK)
+    files.remove_directory(out / WORK)
     return open_corpus(out)
 
 

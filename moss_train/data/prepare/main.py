@@ -190,6 +190,9 @@ def _finished(config: PrepareConfig, out: Path, told: dict[str, Any]) -> Corpus:
     else:
         if now != corpus.inputs_fingerprint:
             raise DataError(f"{out} is complete, but its sources hold other files than when it was made; prepare into another directory.")
+    # Of a preparation that was killed while it tidied up.
+    for left in (out / WORK, *out.glob(f"{files.TRASH_PREFIX}*")):
+        files.empty_trash(left)
     _log.info(f"{out} is complete already, with these settings; nothing to do")
     return corpus
 

@@ -77,7 +77,7 @@ class PieceReader:
 
     def _read_records(self, piece: Piece) -> Iterator[str]:
         """Anything but files of lines."""
-        for record in read_piece(piece, self._on_error):
+        for record in read_piece(piece._replace(first_line=1 + _rows_before(piece)), self._on_error):
             text = self._text_of(record.value, lambda origin=record.origin: origin)  # type: ignore[misc]
             if text is None:
                 continue
@@ -211,6 +211,16 @@ def _lines_before(piece: Piece) -> int:
                     left -= len(block)
         _counted[piece] = lines
     return _counted[piece]
+
+
+def _rows_before(piece: Piece) -> int:
+    """Rows of a Parquet file before the row groups of a piece."""
+    if not piece.start:
+        return 0
+    import pyarrow.parquet as pq
+
+    groups = pq.read_metadata(piece.path)
+    return sum(groups.row_group(number).num_rows for number in range(piece.start))
 
 
 _counted: dict[Piece, int] = {}

@@ -183,6 +183,11 @@ def test_a_finished_corpus_is_left_alone(tokenizer: Path, tmp_path: Path, caplog
     prepare(config)
     assert "is complete already" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    # Killed while it tidied up.
+    (out / ".prepare" / "stages").mkdir(parents=True)
+    (out / ".trash-x").mkdir()
+    prepare(config)
+    assert set(out.rglob("*")) == set(before)
     write_jsonl(out.with_name("corpus.jsonl"), [*texts, "more"])
     with pytest.raises(DataError, match="is complete, but its sources hold other files than when it was made"):
         prepare(config)

@@ -74,6 +74,14 @@ def test_lines_are_numbered_from_the_beginning_of_the_file(tmp_path: Path) -> No
     assert errors[0].origin == f"{path}:4"
 
 
+def test_rows_are_numbered_from_the_beginning_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a", "b", "c", None, "e"]}), path, row_group_size=2)
+    errors: list[RecordError] = []
+    assert [text for text, _ in PieceReader("records", "text", "zh", errors.append).read(Piece(path, 1, 3))] == ["c", "e"]
+    assert [error.origin for error in errors] == [f"{path}:4"]
+
+
 def test_lines_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = documents("zh", 30)
     path = tmp_path / "a.jsonl"
