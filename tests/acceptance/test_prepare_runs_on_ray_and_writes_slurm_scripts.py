@@ -96,7 +96,7 @@ def test_slurm_scripts_say_what_is_run_and_what_it_waits_for(inputs: Path, tmp_p
         assert waits in command
 
 
-@pytest.mark.parametrize("submits", [True, False], ids=["submitted", "submitted by hand"])
+@pytest.mark.parametrize("submits", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["submitted", "submitted by hand"])
 def test_slurm_jobs_make_the_same(inputs: Path, here: dict[str, str], tmp_path: Path, submits: bool) -> None:
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()

@@ -11,6 +11,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -100,10 +101,8 @@ class LocalExecutor(LocalPipelineExecutor):
         running: dict[Future[None], int] = {}
         try:
             while True:
-                for rank in waiting:
+                while len(running) < self.workers and (rank := next(waiting, None)) is not None:
                     running[pool.submit(_run_rank, packed, rank)] = rank
-                    if len(running) >= self.workers:
-                        break
                 if not running:
                     break
                 done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
@@ -134,7 +133,8 @@ def _start_method() -> str:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone."""
+    """Ends this process when the one that started it is gone; a Ctrl-C is for that one alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     if parent is None:
         return
