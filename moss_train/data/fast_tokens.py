@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from moss_train.data.backend import Description
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import DataError
 
@@ -69,7 +70,8 @@ class FastEncoder:
         self._tokenizer = tokenizer
         self._fast: Any = None
         self.differences: Ranges = ()
-        self.note = _why_not(tokenizer)
+        self._description = tokenizer.text_description
+        self.note = _why_not(tokenizer, self._description)
         if self.note is None:
             self.differences = installed_differences() if differences is None else differences
             self._renew()
@@ -83,7 +85,7 @@ class FastEncoder:
         from gigatoken import Tokenizer
 
         self._fast = None
-        self._fast = Tokenizer.from_json(json.dumps(self._tokenizer.text_description, ensure_ascii=False))
+        self._fast = Tokenizer.from_json(json.dumps(self._description, ensure_ascii=False))
         self._resident = _resident_bytes()
 
     def encode(self, texts: Sequence[bytes]) -> Encoded:
@@ -153,13 +155,15 @@ def _resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _why_not(tokenizer: MossTokenizer) -> str | None:
+def _why_not(tokenizer: MossTokenizer, description: Description) -> str | None:
     """Why gigatoken cannot be used for a tokenizer."""
     try:
+        # Its results are arrays of awkward; processes that are forked later need not load it again.
+        import awkward  # noqa: F401
         import gigatoken  # noqa: F401
     except ImportError as error:
         return f'gigatoken cannot be loaded ({error}); tokenizers encodes, several times slower: pip install "moss-train[prepare]"'
-    plain = {character for entry in tokenizer.text_description["added_tokens"] for character in entry["content"]}
+    plain = {character for entry in description["added_tokens"] for character in entry["content"]}
     overlapping = next((content for content in tokenizer.special_contents if plain & set(content)), None)
     if overlapping is not None:
         # tokenizers finds specials first and then leaves them as text: added tokens that overlap one are not found there.

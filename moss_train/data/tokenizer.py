@@ -257,9 +257,13 @@ class MossTokenizer:
             "model_max_length": MODEL_MAX_LENGTH,
             "padded_vocab_size": self.vocab_size,
         }
-        contents = {"tokenizer.json": json.loads(self._json), "tokenizer_config.json": config}
-        for name, value in contents.items():
-            (folder / name).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        # The backend spells what json.dumps(indent=2) does, several times faster.
+        contents = {
+            "tokenizer.json": self._backend.to_str(pretty=True),
+            "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2),
+        }
+        for name, text in contents.items():
+            (folder / name).write_text(f"{text}\n", encoding="utf-8")
         return [folder / name for name in contents]
 
     def __reduce__(self) -> tuple[Any, ...]:
