@@ -19,7 +19,7 @@ import traceback
 import urllib.parse
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from moss_train.errors import ConfigError, MossTrainError, UsageError, report
 
@@ -36,6 +36,9 @@ class Program:
     schema: str
     main: str
     is_job: bool = False
+    tool: str | None = None
+    """What runs where the first argument is one of `tool_commands`, as for other tools: it looks at what the program made."""
+    tool_commands: tuple[str, ...] = ()
 
 
 PROGRAMS = {
@@ -44,6 +47,14 @@ PROGRAMS = {
     "export": Program("export", "moss_train.artifacts.config:ExportJobConfig", "moss_train.artifacts.export:main", is_job=True),
     "extend_vocab": Program(
         "extend_vocab", "moss_train.artifacts.config:ExtendVocabConfig", "moss_train.artifacts.extend_vocab:main", is_job=True
+    ),
+    "prepare": Program(
+        "prepare",
+        "moss_train.data.prepare.config:PrepareConfig",
+        "moss_train.data.prepare.main:main",
+        is_job=True,
+        tool="moss_train.data.corpus_tool:main",
+        tool_commands=("show", "check", "inspect"),
     ),
     "generate": Program("generate", "moss_train.inference.config:GenerateConfig", "moss_train.inference.generate:main", is_job=True),
 }
@@ -90,6 +101,8 @@ def entry() -> None:
 def run(name: str) -> None:
     """Runs the program `name` on `sys.argv` and leaves the process with its exit code."""
     program = PROGRAMS[name]
+    if program.tool is not None and sys.argv[1:2] and sys.argv[1] in program.tool_commands:
+        sys.exit(_load(program.tool)(sys.argv[1:]))
     drop_local_rank(sys.argv)
     if sweep := {"-m", "--multirun"} & set(sys.argv):
         # Hydra's parser wants flags before the overrides; where they stand means nothing.
@@ -156,11 +169,19 @@ def quote_texts(arguments: list[str], schema: type, sweep: bool = False) -> list
         sweep: Under -m a comma separates the values to sweep over, so a value with one is left as it is.
     """
     hints = dict(_typed_keys(schema))
+    named = {name for name, hint in hints.items() if get_origin(hint) is dict and is_dataclass(get_args(hint)[1])}
     texts = {name for name, hint in hints.items() if hint in (str, str | None, Any)}
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if equals and key.lstrip("+") in texts and not (sweep and "," in value):
+        if equals and key.lstrip("+").split(".")[0] in named and "." in key:
+            # A name that is new to a dictionary of dataclasses can only be merged into the whole.
+            key, *inner = key.lstrip("+").split(".")
+            value = value if sweep and "," in value else _quote_items(value)
+            for one in reversed(inner):
+                value = f"{{{one}: {value}}}"
+            key = f"++{key}"
+        elif equals and key.lstrip("+") in texts and not (sweep and "," in value):
             if hints[key.lstrip("+")] is not Any:
                 value = _quote(value)
             elif listed := re.fullmatch(r"\[(.*)\]", value, flags=re.DOTALL):
@@ -173,6 +194,23 @@ def quote_texts(arguments: list[str], schema: type, sweep: bool = False) -> list
                 value = _quote(value)
         quoted.append(f"{key}{equals}{value}")
     return quoted
+
+
+def _quote_items(value: str) -> str:
+    """A value with each text in it in quotes: `{path: zh/*.jsonl, language: zh}`, `[py, js]`, or one text."""
+    value = value.strip()
+    if value[:1] == "{" and value[-1:] == "}":
+        pairs = [item.partition(":") for item in _split_items(value[1:-1])]
+        return f"{{{', '.join(f'{key.strip()}: {_quote_items(inner)}' for key, _, inner in pairs)}}}"
+    if value[:1] == "[" and value[-1:] == "]":
+        return f"[{', '.join(map(_quote_items, _split_items(value[1:-1])))}]"
+    return value if re.fullmatch(r"true|false|null|[+-]?\d+(\.\d+)?", value) else _quote(value)
+
+
+def _split_items(text: str) -> list[str]:
+    """Items between commas that are not within brackets or quotes."""
+    items = re.findall(r"""(?:'[^']*'|"[^"]*"|\[[^\]]*\]|\{[^}]*\}|[^,])+""", text)
+    return [item.strip() for item in items if item.strip()]
 
 
 def _quote(text: str) -> str:

@@ -38,7 +38,7 @@ TORCH_FREE = [
     "train/manifest.py",
     "train/listing.py",
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "artifacts").glob("lineage*.py")),
-    *sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("*/config.py")),
+    *sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("**/config.py") if path.parent != PACKAGE),
 ]
 
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
