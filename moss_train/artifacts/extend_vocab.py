@@ -199,6 +199,7 @@ def _extend_model(
     from moss_train.artifacts.export import DTYPES, write_export
     from moss_train.artifacts.warm_up import warm_up
     from moss_train.model.loading import iterate_parameters, load_model, read_model_config, stored_dtype
+    from moss_train.model.shapes import count_parameters
     from moss_train.model.vocab import RowPlan, extend_parameters
 
     old_config = read_model_config(source)
@@ -239,7 +240,12 @@ def _extend_model(
         (old_config.vocab_size, new_config.vocab_size),
         config.strategy.value,
     )
-    record.details |= {"new_tokens": len(extension.learned), "warmup_steps": config.warmup.steps}
+    record.details |= {
+        "new_tokens": len(extension.learned),
+        "warmup_steps": config.warmup.steps,
+        "parameters": count_parameters(new_config),
+        "tokenizer_fingerprint": extension.tokenizer.fingerprint,
+    }
     compared = {found.value for found in config.compare} - {config.strategy.value}
     for name, found in reports.items():
         record.metrics[f"{name}/times_fewer_tokens"] = found.gain

@@ -59,6 +59,8 @@ def extended_model(source: Parent, before: Record | None, learned_from: list[Sou
     made = _rewritten("model", "extend_vocab", [source], before)
     made.data = [*made.data, *learned_from]
     # How a dialogue model was trained tells how it is to be prompted, and that stays.
+    old = {"tokenizer_fingerprint", "parameters", "layout"}
+    made.details = {key: value for key, value in made.details.items() if key not in old}
     made.details |= {"vocab_size_before": rows[0], "vocab_size": rows[1], "method": method}
     return made
 

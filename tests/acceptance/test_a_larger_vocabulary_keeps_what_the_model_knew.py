@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moss_train.artifacts import lineage
+from moss_train.artifacts import lineage, lineage_tool
 from moss_train.artifacts.config import ExtendVocabConfig, Rows
 from moss_train.artifacts.extend_vocab import main
 from moss_train.config import ExportDtype
@@ -85,6 +85,19 @@ def test_the_directory_is_ready_to_start_from(tmp_path: Path, text: Path) -> Non
     assert set(report["heldout"]["zh"]["bits_per_byte"]) == {"before", "random", "weighted", "mean_of_pieces"}
     assert report["heldout"]["en"]["changed"] == 0
     assert report["heldout"]["zh"]["tokens_after"] < report["heldout"]["zh"]["tokens_before"]
+
+
+def test_what_was_extended_is_extended_again_and_both_verify(tmp_path: Path, text: Path) -> None:
+    """The record of the base is carried on, but not what no longer holds: its tokenizer, rows and parameters."""
+    base(tmp_path / "codegen")
+    for source, out in (("codegen", "once"), ("once", "twice")):
+        main(ExtendVocabConfig(model=str(tmp_path / source), out=str(tmp_path / out), text=str(text), new_tokens=8))
+    assert lineage_tool.main(["verify", str(tmp_path / "twice")]) == 0
+    sizes = [MossTokenizer.load(tmp_path / name).size for name in ("once", "twice")]
+    assert sizes[1] == sizes[0] + 8
+    record = lineage.load(tmp_path / "twice")
+    assert record is not None
+    assert record.lineage.details["tokenizer_fingerprint"] == MossTokenizer.load(tmp_path / "twice").fingerprint
 
 
 def test_a_warm_up_changes_new_rows_and_nothing_else(tmp_path: Path, text: Path) -> None:

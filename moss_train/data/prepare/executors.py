@@ -92,9 +92,9 @@ class LocalExecutor(LocalPipelineExecutor):
         """
         packed = dill.dumps(self)
         if self.workers == 1 or len(ranks) == 1:
-            for rank in ranks:
-                _run_rank(packed, rank)
-                progress.add(rank)
+            for only in ranks:
+                _run_rank(packed, only)
+                progress.add(only)
             return
         pool = ProcessPoolExecutor(min(self.workers, len(ranks)), get_context(_start_method()), initializer=_end_with_parent)
         waiting = iter(ranks)
