@@ -162,9 +162,9 @@ def summary(run: Path, seconds: float) -> None:
             report = json.loads((run / place / "extension.json").read_text(encoding="utf-8"))["heldout"]
             gain, changed = (
                 report["zh"]["tokens_before"] / report["zh"]["tokens_after"],
-                report["code"]["changed"] + report["en"]["changed"],
+                report["code"]["changed_elsewhere"] + report["en"]["changed_elsewhere"],
             )
-            came, supervised, tokens = f"Chinese takes {gain:.2f} times fewer tokens; {changed} English and code texts changed", "", 0
+            came, supervised, tokens = f"Chinese takes {gain:.2f} times fewer tokens; {changed} texts without Chinese changed", "", 0
         elif place == "corpus":
             corpus = json.loads((run / place / "corpus.json").read_text(encoding="utf-8"))["totals"]
             tokens, supervised, came = corpus["tokens"], "", f"{corpus['documents']:,} documents"
