@@ -53,6 +53,9 @@ PROGRAMS = {
         tool="moss_train.data.corpus_tool:main",
         tool_commands=("show", "check", "inspect"),
     ),
+    "extend_vocab": Program(
+        "extend_vocab", "moss_train.artifacts.config:ExtendVocabConfig", "moss_train.artifacts.extend_vocab:main", is_job=True
+    ),
     "generate": Program("generate", "moss_train.inference.config:GenerateConfig", "moss_train.inference.generate:main", is_job=True),
 }
 

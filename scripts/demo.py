@@ -1,4 +1,5 @@
-"""The whole chain on bundled dialogues, on two CPU ranks under ZeRO-3: train, export, reload, generate.
+"""The whole chain on bundled data, on two CPU ranks under ZeRO-3: a small English model, more vocabulary for Chinese, a corpus of token
+shards, fine-tuning in both languages, export, reload, generate.
 
 python scripts/demo.py            # what `make demo` runs
 python scripts/demo.py runs/demo  # into another directory
@@ -15,7 +16,9 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -40,12 +43,60 @@ def main() -> None:
     shutil.rmtree(ROOT / run, ignore_errors=True)
     os.environ["DS_ACCELERATOR"] = "cpu"
 
+    texts = write_texts(ROOT / run)
+    python = sys.executable
     step(
-        "fine-tune a small model on bundled dialogues, zh and en, plain and plugin (two ranks, ZeRO-3)",
+        "a small model that knows English only, to begin with (two ranks, ZeRO-3)",
         [
             *LAUNCHER,
             "scripts/sft.py",
             "+config=tiny_sft",
+            f"run.dir={run}/base",
+            f"data.train={texts}/dialogues_en.jsonl",
+            f"data.valid={texts}/dialogues_dev_en.jsonl",
+            "data.seq_len=1024",
+            "data.loss_on=release",
+            "train.steps=100",
+            "train.log_every=20",
+            "train.eval_every=100",
+        ],
+    )
+    step(
+        "give it tokens for Chinese: what it says about English stays what it is",
+        [
+            python,
+            "scripts/extend_vocab.py",
+            f"model={run}/base/export",
+            f"out={run}/extended",
+            f"text={texts}/zh.jsonl",
+            "licence=Apache-2.0",
+            "new_tokens=512",
+            "strategy=weighted",
+            "compare=[mean_of_pieces,random]",
+            f"heldout={{zh: {texts}/dev_zh.jsonl, en: {texts}/dev_en.jsonl, code: scripts}}",
+        ],
+    )
+    step(
+        "prepare a corpus of token shards with that vocabulary: Chinese, English, code",
+        [
+            python,
+            "scripts/prepare.py",
+            f"tokenizer={run}/extended",
+            f"out={run}/corpus",
+            f"sources.zh={{path: {texts}/zh.jsonl, language: zh, licence: Apache-2.0}}",
+            f"sources.en={{path: {texts}/en.jsonl, language: en, licence: Apache-2.0}}",
+            "sources.code={path: moss_train, language: code, licence: Apache-2.0, extensions: [py]}",
+            "exact_dedup=true",
+        ],
+    )
+    step("look into it", [python, "scripts/prepare.py", "inspect", f"{run}/corpus", "--source", "zh", "--length", "60"])
+    step(
+        "fine-tune it on bundled dialogues, zh and en, plain and plugin (two ranks, ZeRO-3)",
+        [
+            *LAUNCHER,
+            "scripts/sft.py",
+            "+config=tiny_sft",
+            f"init_from={run}/extended",
             f"run.dir={run}/sft",
             "data.seq_len=1024",
             "train.steps=300",
@@ -63,6 +114,32 @@ def main() -> None:
     summary(ROOT / run, time.time() - started)
 
 
+def write_texts(run: Path) -> Path:
+    """Writes the bundled dialogues by language: as dialogues (English), and as plain texts (both)."""
+    folder = run / "texts"
+    folder.mkdir(parents=True)
+    for part, name in (("dialogues_train", ""), ("dialogues_dev", "dev_")):
+        lines = (resources.files("moss_train.data.bundled") / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        for language in ("en", "zh"):
+            chosen = [record for record in records if record["category"].endswith(f"_{language}")]
+            write_lines(folder / f"{name}{language}.jsonl", [{"text": text_of(record)} for record in chosen])
+            if language == "en":
+                write_lines(folder / f"dialogues_{name}en.jsonl", chosen)
+    return folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+
+
+def text_of(record: dict[str, Any]) -> str:
+    """What is said in a dialogue, without markers."""
+    said = [turn[field] for turn in record["chat"].values() for field in ("Human", "MOSS")]
+    return "\n".join(part.split(": ", 1)[1].rsplit("<", 1)[0] for part in said)
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Writes JSONL."""
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+
+
 # Runs in a process that imports transformers alone.
 STOCK = """
 import sys
@@ -77,14 +154,25 @@ print("moss_train imported:", "moss_train" in sys.modules)
 
 def summary(run: Path, seconds: float) -> None:
     """The closing table: stage, tokens, loss before and after, artefact."""
-    events = [json.loads(line) for line in (run / "sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    evaluations = [event["eval/valid/loss"] for event in events if "eval/valid/loss" in event]
-    record = json.loads((run / "sft" / "export" / "lineage.json").read_text(encoding="utf-8"))
-    print("\n| stage | tokens | with loss | validation loss before -> after | artefact |\n|---|---|---|---|---|")
-    print(
-        f"| {record['stage']} | {record['tokens_seen']:,} | {record['supervised_tokens']:,} "
-        f"| {evaluations[0]:.3f} -> {evaluations[-1]:.3f} | {record['id'][:19]} |"
-    )
+    print("\n| stage | tokens | with loss | what came of it | artefact |\n|---|---|---|---|---|")
+    for place in ("base/export", "extended", "corpus", "sft/export"):
+        record = json.loads((run / place / "lineage.json").read_text(encoding="utf-8"))
+        tokens, supervised = record["tokens_seen"], f"{record['supervised_tokens']:,}"
+        if place == "extended":
+            report = json.loads((run / place / "extension.json").read_text(encoding="utf-8"))["heldout"]
+            gain, changed = (
+                report["zh"]["tokens_before"] / report["zh"]["tokens_after"],
+                report["code"]["changed"] + report["en"]["changed"],
+            )
+            came, supervised, tokens = f"Chinese takes {gain:.2f} times fewer tokens; {changed} English and code texts changed", "", 0
+        elif place == "corpus":
+            corpus = json.loads((run / place / "corpus.json").read_text(encoding="utf-8"))["totals"]
+            tokens, supervised, came = corpus["tokens"], "", f"{corpus['documents']:,} documents"
+        else:
+            lines = (run / place).parent.joinpath("metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            losses = [event["eval/valid/loss"] for event in map(json.loads, lines) if "eval/valid/loss" in event]
+            came = f"validation loss {losses[0]:.3f} -> {losses[-1]:.3f}"
+        print(f"| {record['stage']} | {tokens:,} | {supervised} | {came} | {record['id'][:19]} |")
     print(f"\nloss plot: {run / 'sft' / 'plots' / 'loss.png'}\nthe demo took {seconds:.0f} s")
 
 

@@ -24,13 +24,7 @@ A {family} model of {parameters:,} parameters: {layers} layers, hidden size {hid
 
 {data}{results}## Prompt
 
-Text before the first turn, then turns; each message ends with its terminator and a newline:
-
-```
-{prompt}
-```
-
-The model answers up to `<eom>`.{plugins}
+{prompting}
 
 ## Use
 
@@ -52,6 +46,15 @@ No remote code is needed. Sampling values are in `generation_config.json`.
 
 # What stands before a reply that needs no tool, in data that has these segments in every turn.
 MIDDLE = "<|Inner Thoughts|>: None<eot>\n<|Commands|>: None<eoc>\n<|Results|>: None<eor>\n"
+_DIALOGUE = """\
+Text before the first turn, then turns; each message ends with its terminator and a newline:
+
+```
+{prompt}
+```
+
+The model answers up to `<eom>`.{plugins}"""
+_TEXT = "It continues text, and has not learned to hold a dialogue. A document ends with `<|endoftext|>`."
 _FAMILIES = {"codegen": "CodeGen", "gptj": "GPT-J (rewritten from CodeGen, the same function)"}
 
 
@@ -66,7 +69,8 @@ def render(name: str, model_config: Any, record: Lineage) -> str:
     layout = record.details.get("layout", "codegen")
     front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": [layout, "moss", "dialogue"], **huggingface(record)}
     middle = MIDDLE if record.details.get("middle_segments") else ""
-    prompt = f"{record.details.get('meta_instruction') or ''}<|Human|>: Hello<eoh>\n{middle}<|MOSS|>:"
+    holds_dialogues = record.stage != "extend_vocab" or "loss_on" in record.details
+    prompt = f"{record.details.get('meta_instruction') or ''}<|Human|>: Hello<eoh>\n{middle}<|MOSS|>:" if holds_dialogues else "def main():"
     plugins = (
         " Where it uses a tool, it writes `<|Inner Thoughts|>: ...<eot>` and `<|Commands|>: ...<eoc>` before its reply, and reads"
         " `<|Results|>: ...<eor>`."
@@ -87,9 +91,8 @@ def render(name: str, model_config: Any, record: Lineage) -> str:
         made=_made(record),
         data=_data(record),
         results=_results(record),
-        prompt=prompt,
+        prompting=_DIALOGUE.format(prompt=prompt, plugins=plugins) if holds_dialogues else _TEXT,
         prompt_literal=json.dumps(prompt, ensure_ascii=False),
-        plugins=plugins,
         licences=_licences(record),
     )
 
@@ -102,6 +105,11 @@ def _made(record: Lineage) -> str:
     sentence = f"It is {rewritten}, rewritten. " if rewritten else ""
     if record.stage == "import":
         return sentence + "How that was made is not recorded."
+    if record.stage == "extend_vocab":
+        details, base = record.details, ", ".join(bases)
+        sentence = f"It is {base} with {details['new_tokens']:,} more tokens; their rows were made by `{details['method']}`"
+        trained = f"for {details['warmup_steps']} steps only these were trained" if details["warmup_steps"] else "nothing was trained"
+        return f"{sentence}, and {trained} since then."
     sentence += f"It was trained by the stage `{record.stage}`, from {', '.join(bases) if bases else 'random weights'}"
     if record.tokens_seen:
         sentence += f", on {record.tokens_seen:,} tokens, {record.supervised_tokens:,} of them with loss"

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ def write_export(
     max_shard_bytes: int,
     writes: bool = True,
     layout: str = "codegen",
+    beside: Mapping[str, str] | None = None,
 ) -> str | None:
     """Writes a model directory.
 
@@ -66,6 +67,7 @@ def write_export(
         max_shard_bytes: Largest file; as much memory is taken.
         writes: Whether this rank is the one that writes; the others only take part in gathering.
         layout: Names and shapes of the parameters: codegen or gptj.
+        beside: More text files, by name.
 
     Returns:
         The artefact's id on the rank that writes, else None.
@@ -99,6 +101,8 @@ def write_export(
         if tracer.logits is None:
             raise RuntimeError("not every parameter of the model was given")
         compare(tracer.logits, reopened_logits(partial, ids, layout), out)
+        for name, content in (beside or {}).items():
+            (partial / name).write_text(content, encoding="utf-8")
         (partial / "README.md").write_text(card.render(out.name, model_config, record), encoding="utf-8")
         identity = lineage.write(partial, record)
         for path in partial.iterdir():

@@ -49,15 +49,17 @@ def dialogues(stage: str, parents: list[Parent], data: list[Source], records: in
     return Lineage("data", stage, parents, data, details={**details, "records": records})
 
 
-def extended_model(source: Parent, new_tokenizer: Parent, before: Record | None, rows: tuple[int, int], method: str) -> Lineage:
+def extended_model(source: Parent, before: Record | None, learned_from: list[Source], rows: tuple[int, int], method: str) -> Lineage:
     """A model whose embedding has rows for a larger vocabulary.
 
     Args:
-        source: The model. new_tokenizer: The tokenizer it now fits. before: The model's record.
+        source: The model. before: Its record. learned_from: Texts that the new tokens were learned from.
         rows: Before and after. method: How the new rows were made.
     """
-    made = _rewritten("model", "extend_vocab", [source, new_tokenizer], before)
-    made.details = {"vocab_size_before": rows[0], "vocab_size": rows[1], "method": method}
+    made = _rewritten("model", "extend_vocab", [source], before)
+    made.data = [*made.data, *learned_from]
+    # How a dialogue model was trained tells how it is to be prompted, and that stays.
+    made.details |= {"vocab_size_before": rows[0], "vocab_size": rows[1], "method": method}
     return made
 
 

@@ -184,6 +184,12 @@ class MossTokenizer:
         (newline,) = self.encode("\n")
         return newline
 
+    @property
+    def description(self) -> Description:
+        """A copy of what `tokenizer.json` holds."""
+        description: Description = json.loads(self._json)
+        return description
+
     # ------------------------------------------------------------------ text and ids
 
     def encode(self, text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Write the bundled demonstration dialogues: `python -m moss_train.data.bundled.make_dialogues [--out DIR]`.
+"""Write the bundled demonstration dialogues: `python -m moss_train.data.bundled.make_dialogues [--out DIR] [--calculations N]`.
 
 The two files, `dialogues_train.jsonl` and `dialogues_dev.jsonl`, depend on nothing but this file and the `turns*.py` and `words_*.py`
 beside it. Records have the layout of the published MOSS-003 data and one more key, `check`: for each turn what a right reply must say,
@@ -165,18 +165,40 @@ def make_records(dev: bool) -> list[dict[str, Any]]:
                     draw.uses.clear()
                     draw.uses.update(used)
     rng.shuffle(made)
-    return [
-        {
-            # As published: a string without plugins, a number with them.
-            "conversation_id": number if tools else f"{number}",
-            "meta_instruction": meta_instruction(tools),
-            "num_turns": len(turns),
-            "chat": {f"turn_{index}": turn_record(turn, tools) for index, turn in enumerate(turns, 1)},
-            "category": category,
-            "check": [{"kind": turn.kind, "answer": turn.answer} for turn in turns],
-        }
-        for number, (category, tools, turns) in enumerate(made, 5001 if dev else 1)
-    ]
+    return [dialogue_record(number, *dialogue) for number, dialogue in enumerate(made, 5001 if dev else 1)]
+
+
+def dialogue_record(number: int, category: str, tools: Tools, turns: list[Turn]) -> dict[str, Any]:
+    """One dialogue in the published layout, with `check`."""
+    return {
+        # As published: a string without plugins, a number with them.
+        "conversation_id": number if tools else f"{number}",
+        "meta_instruction": meta_instruction(tools),
+        "num_turns": len(turns),
+        "chat": {f"turn_{index}": turn_record(turn, tools) for index, turn in enumerate(turns, 1)},
+        "category": category,
+        "check": [{"kind": turn.kind, "answer": turn.answer} for turn in turns],
+    }
+
+
+def more_calculations(count: int, seed: int) -> list[dict[str, Any]]:
+    """Dialogues of one turn answered with the calculator, over numbers of the train file; no question of the dev file is among them.
+
+    The train file holds 200 dialogues with a calculator, few enough for a small model to learn their numbers by heart instead of where
+    they come from.
+    """
+    rng = random.Random(seed)
+    draws = {language: Draw(rng, language, False) for language in ("en", "zh")}
+    tool_sets = CATEGORIES["calculator"].tool_sets
+    made: list[dict[str, Any]] = []
+    asked: set[tuple[str, Tools]] = set()
+    while len(made) < count:
+        language, tools = ("en", "zh")[len(made) % 2], tool_sets[len(made) // 2 % 2]
+        turn = arithmetic_turn(draws[language], tools)
+        if (turn.human, tools) not in asked:
+            asked.add((turn.human, tools))
+            made.append(dialogue_record(100_001 + len(made), f"calculator_{language}", tools, [turn]))
+    return made
 
 
 def write_files(folder: Path) -> list[Path]:
@@ -194,8 +216,17 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Write the bundled demonstration dialogues.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to (default: beside this file)")
-    for path in write_files(parser.parse_args().out):
-        print(f"wrote {path}")
+    parser.add_argument("--calculations", type=int, metavar="N", help="write calculations.jsonl instead: N dialogues with the calculator")
+    parser.add_argument("--seed", type=int, default=SEED, help="of --calculations")
+    arguments = parser.parse_args()
+    if arguments.calculations is None:
+        for path in write_files(arguments.out):
+            print(f"wrote {path}")
+        return
+    path = arguments.out / "calculations.jsonl"
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in more_calculations(arguments.calculations, arguments.seed)]
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ def test_helpers_fill_a_record_of_every_kind(family: Family, tmp_path: Path) -> 
     parent, before, data = lineage.parent_of(family.export, "source"), lineage.load(family.export), [Source("a", "0", 1)]
     made = {
         "shards": lineage_kinds.shards([parent], data, 10, 2, {"dtype": "uint16"}),
-        "model": lineage_kinds.extended_model(parent, lineage.parent_of(family.tokenizer, "tokenizer"), before, (64, 128), "mean"),
+        "model": lineage_kinds.extended_model(parent, before, [], (64, 128), "mean"),
         "data": lineage_kinds.dialogues("tag", [Parent("tagger", "sha256:0", "pm")], data, 5, {"thresholds": [0.1, 0.9]}),
         "variant": lineage_kinds.variant(parent, before, 4, "gptq", 128, Source("calibration.jsonl", "0", 128, "calibration")),
         "evaluation": lineage_kinds.evaluation(parent, data, {"perplexity": 3.0}, {}),

@@ -1,0 +1,100 @@
+"""Plain texts from whatever holds them: text files, code trees, and records with a text field or a dialogue."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moss_train.data import formats
+from moss_train.data.paths import find_files, form_of, split_limit
+from moss_train.data.records import Piece, RecordError, read_piece
+from moss_train.errors import DataError
+
+# What a text file is read by: a document that is longer is handed on in parts, cut at a line end where there is one.
+PART_CHARACTERS = 1 << 20
+_SUFFIXES = """
+.txt .text .md .rst .tex .html .css .json5 .yaml .yml .toml
+.py .pyi .c .h .cc .cpp .hpp .cu .java .js .ts .go .rs .rb .php .sh .sql .r .jl .scala .kt .swift .lua .pl
+"""
+TEXT_SUFFIXES = frozenset(_SUFFIXES.split())
+
+
+def find_text_files(pattern: str) -> list[Path]:
+    """Files a path, directory or glob stands for: text files by their suffix, and files of records.
+
+    Raises:
+        DataError: There are none.
+    """
+    path = Path(pattern)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [file for file in path.rglob("*") if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    else:
+        found = [Path(name) for name in glob.glob(pattern, recursive=True)]
+    texts = sorted(file for file in found if file.is_file() and (file.suffix.lower() in TEXT_SUFFIXES or form_of(file)))
+    # Says what is wrong with the path, or finds what only records have (a saved dataset).
+    return texts or find_files(pattern)
+
+
+def read_texts(spec: str, text_key: str = "text") -> Iterator[tuple[str, str]]:
+    """Texts of a path, directory or glob, `#N` for the first N of them, with where each stands.
+
+    Args:
+        spec: The path.
+        text_key: Field of a record that holds its text. A record without it is taken for a dialogue: its contents, joined by line ends.
+
+    Raises:
+        DataError: A file is not UTF-8, or a record has neither the field nor a dialogue.
+    """
+    pattern, limit = split_limit(spec)
+    count = 0
+    for path in find_text_files(pattern):
+        for item in _read(path, text_key):
+            if count == limit:
+                return
+            count += 1
+            yield item
+
+
+def _read(path: Path, text_key: str) -> Iterator[tuple[str, str]]:
+    if form_of(path) is None:
+        yield from _read_text_file(path)
+        return
+    for record in read_piece(Piece(path)):
+        yield record.origin, text_of(record.value, record.origin, text_key)
+
+
+def text_of(value: Any, origin: str, text_key: str) -> str:
+    """The text of a record."""
+    if isinstance(value, dict) and isinstance(value.get(text_key), str):
+        return str(value[text_key])
+    try:
+        dialogue = formats.parse(value, origin, "auto")
+    except RecordError:
+        keys = ", ".join(map(repr, value)) if isinstance(value, dict) else f"a {type(value).__name__}"
+        raise DataError(
+            f"{origin}: neither a text nor a dialogue: expected a field {text_key!r} that holds text, found {keys}. "
+            "Name the field: text_key=..."
+        ) from None
+    parts = []
+    for turn in dialogue.turns:
+        parts += [part for part in (turn.human, turn.thoughts, turn.commands, turn.results, turn.moss) if part]
+    return "\n".join(parts)
+
+
+def _read_text_file(path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            line = 1
+            while part := file.read(PART_CHARACTERS):
+                part += file.readline() if len(part) == PART_CHARACTERS and "\n" in part else ""
+                yield f"{path}:{line}", part
+                line += part.count("\n")
+    except UnicodeDecodeError as error:
+        found = error.object[error.start]
+        raise DataError(f"{path}: not UTF-8: byte 0x{found:02X} at {error.start} of the part read; convert the file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
