@@ -6,6 +6,7 @@ for ever when one of them is killed.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -101,7 +102,7 @@ class LocalExecutor(LocalPipelineExecutor):
         running: dict[Future[None], int] = {}
         try:
             while True:
-                while len(running) < self.workers and (rank := next(waiting, None)) is not None:
+                for rank in itertools.islice(waiting, self.workers - len(running)):
                     running[pool.submit(_run_rank, packed, rank)] = rank
                 if not running:
                     break
