@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moss_train.data import formats
+from moss_train.data.formats.fields import NONE
 from moss_train.data.paths import find_files, form_of, split_limit
 from moss_train.data.records import Piece, RecordError, read_piece
 from moss_train.errors import DataError
@@ -81,7 +82,9 @@ def text_of(value: Any, origin: str, text_key: str) -> str:
         ) from None
     parts = []
     for turn in dialogue.turns:
-        parts += [part for part in (turn.human, turn.thoughts, turn.commands, turn.results, turn.moss) if part]
+        said = (part.strip() for part in (turn.human, turn.thoughts, turn.commands, turn.results, turn.moss) if part)
+        # What a segment without content holds in this format is no text.
+        parts += [part for part in said if part and part != NONE.strip()]
     return "\n".join(parts)
 
 
