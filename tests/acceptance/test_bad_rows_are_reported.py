@@ -258,6 +258,7 @@ def test_a_packed_file_that_was_cut_is_told(tmp_path: Path, suffix: str) -> None
         read_dialogues(str(path))
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_exit_3_before_a_model_is_built(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     kinds = ["cut JSON", "a key twice", "no <eom>", "no chat", "num_turns too big", "half a surrogate pair", "messages without a reply"]

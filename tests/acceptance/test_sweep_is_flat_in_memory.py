@@ -12,6 +12,7 @@ from tests.launch import deepspeed, metrics, succeeded
 JOBS = 5
 
 
+@pytest.mark.slow
 def test_sweep_under_two_ranks(tmp_path: Path) -> None:
     rates = ",".join(f"{number}e-4" for number in range(1, JOBS + 1))
     returns = tmp_path / "returns.jsonl"

@@ -35,6 +35,7 @@ def start_machine(number: int, port: int, folder: Path, line: list[str]) -> subp
         return subprocess.Popen(command, cwd=own, env=env, start_new_session=True, **streams)
 
 
+@pytest.mark.slow
 def test_one_machine_is_lost_and_both_are_started_again(tmp_path: Path) -> None:
     line = arguments(tmp_path / "shared" / "run", "train.steps=10", "train.keep=99")
     port = free_port()
