@@ -46,10 +46,11 @@ def write_model(
     steps: int = 0,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    rows: int | None = None,
 ) -> None:
     """config.json and weights beside the vocabulary: random, or trained on texts for some steps with a plain loop."""
     torch.manual_seed(seed)
-    rows = -(-(used + 40) // 64) * 64
+    rows = rows or -(-(used + 40) // 64) * 64
     config = CodeGenConfig(
         vocab_size=rows, n_positions=positions, n_ctx=positions, n_embd=hidden_size, n_layer=layers, n_head=heads,
         rotary_dim=hidden_size // heads // 2, bos_token_id=1, eos_token_id=used - len(BLANKS) - 1, tie_word_embeddings=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -75,7 +76,7 @@ class WarmUpConfig:
         ]
         if self.steps < 0:
             found.append(f"warmup.steps is {self.steps}; expected zero (no warm-up) or more")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             found.append(f"warmup.lr is {self.lr}; expected a number above zero")
         return found
 
@@ -130,10 +131,12 @@ class ExtendVocabConfig:
         for key, least in (("new_tokens", 1), ("min_count", 1), ("pad_multiple", 1), ("heldout_bytes", 1)):
             if getattr(self, key) < least:
                 found.append(f"{key} is {getattr(self, key)}; expected at least {least}")
-        if self.max_shard_gb <= 0:
+        if not 0 < self.max_shard_gb < math.inf:
             found.append(f"max_shard_gb is {self.max_shard_gb}; expected a number above zero")
-        if self.memory_gib < 0.5:
+        if not 0.5 <= self.memory_gib < math.inf:
             found.append(f"memory_gib is {self.memory_gib}; expected at least 0.5")
+        if self.seed < 0:
+            found.append(f"seed is {self.seed}; expected zero or more")
         if self.reserved_tags is not None and self.reserved_tags < 0:
             found.append(f"reserved_tags is {self.reserved_tags}; expected zero or more")
         if not isinstance(self.text, str) and not (

@@ -8,6 +8,7 @@ printed, and kept in `extension.json`.
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import shutil
@@ -22,6 +23,7 @@ from moss_train import files
 from moss_train.artifacts import lineage, lineage_kinds, lineage_verify
 from moss_train.artifacts.config import ExtendVocabConfig
 from moss_train.artifacts.vocab_report import TextReport, bits_per_byte, report_on
+from moss_train.data.backend import read_declared_rows
 from moss_train.data.cache import Cache, default_directory
 from moss_train.data.extend import Extension, extend_tokenizer, text_tokens, tokens_of
 from moss_train.data.fingerprint import combined, hash_inputs
@@ -29,8 +31,8 @@ from moss_train.data.merges import learn_merges
 from moss_train.data.paths import split_limit
 from moss_train.data.pieces import Counted, PieceCounter
 from moss_train.data.texts import find_text_files, read_texts
-from moss_train.data.tokenizer import MossTokenizer
-from moss_train.errors import DataError, UsageError
+from moss_train.data.tokenizer import CONTROL_TOKENS, RESERVED_TAGS, MossTokenizer
+from moss_train.errors import CheckpointError, DataError, DiskFullError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +44,7 @@ _log = logging.getLogger("moss_train")
 
 REPORT_NAME = "extension.json"
 PROGRESS_SECONDS = 10.0
+_SPECIALS = 1 + len(CONTROL_TOKENS) + RESERVED_TAGS
 
 
 def main(config: ExtendVocabConfig) -> None:
@@ -61,12 +64,19 @@ def main(config: ExtendVocabConfig) -> None:
         lineage_verify.require(source, "model", "unverified=true", _log.info)
     if config.warmup.steps and not has_weights:
         raise UsageError(f"warmup.steps={config.warmup.steps}, but {source} holds no model to warm up")
+    # The controls need no room among the old rows: they get new ones.
+    declared = read_declared_rows(source) if source.is_dir() else None
+    base = MossTokenizer.load(source, vocab_size=None if declared is None else declared + _SPECIALS)
+    trained = tokens_of(source)
     if has_weights:
         from moss_train.model.loading import check_weights, read_model_config
 
-        check_weights(source, read_model_config(source), config.allow_pickle)
-    base = MossTokenizer.load(source)
-    trained = tokens_of(source)
+        model_config = read_model_config(source)
+        check_weights(source, model_config, config.allow_pickle)
+        vocabulary = {**base.description["model"]["vocab"], **{entry["content"]: entry["id"] for entry in base.description["added_tokens"]}}
+        largest = max(vocabulary[token] for token in trained)
+        if largest >= model_config.vocab_size:
+            raise CheckpointError(f"{source}: its tokenizer has the id {largest}, its model only {model_config.vocab_size} rows")
 
     specs = [config.text] if isinstance(config.text, str) else list(config.text)
     learned_from = _fingerprints(specs, "vocabulary", config.licence)
@@ -78,7 +88,7 @@ def main(config: ExtendVocabConfig) -> None:
     report: dict[str, Any] = {
         "tokens_before": base.size,
         "tokens_after": extension.tokenizer.size,
-        "rows_before": base.vocab_size,
+        "rows_before": base.vocab_size if declared is None else declared,
         "rows_after": extension.tokenizer.vocab_size,
         "learned": len(extension.learned),
         "text": asdict(counted),
@@ -119,7 +129,8 @@ def _learn(
 ) -> tuple[Extension, Counted]:
     """Counts pieces, learns merges and extends the tokenizer."""
     # Refused before an hour of learning, not after it.
-    least = len(text_tokens(base)) + config.new_tokens
+    none = extend_tokenizer(base, [], trained=trained, reserved_tags=config.reserved_tags)
+    least = none.tokenizer.size + config.new_tokens
     if config.vocab_size is not None and config.vocab_size < least:
         raise UsageError(
             f"vocab_size={config.vocab_size} has no room for {config.new_tokens} new tokens after {least - config.new_tokens} old ones"
@@ -203,8 +214,6 @@ def _extend_model(
     from moss_train.model.vocab import RowPlan, extend_parameters
 
     old_config = read_model_config(source)
-    if old_config.vocab_size < base.size:
-        raise DataError(f"{source}: {base.size} ids are in use, the model has {old_config.vocab_size} rows")
     plan = RowPlan.make(
         torch.from_numpy(extension.old_ids),
         torch.from_numpy(extension.learned),
@@ -223,7 +232,9 @@ def _extend_model(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         texts = {name: _part(found, config.heldout_bytes) for name, found in heldout.items()}
         _measure(model, base, texts, reports, "before", device)
-        for strategy in dict.fromkeys([*(found.value for found in config.compare), config.strategy.value]):
+        chosen = config.strategy.value
+        # The one that is kept comes last, wherever it stands among those to compare.
+        for strategy in [*(found.value for found in config.compare if found.value != chosen), chosen]:
             extended = _extended(model, new_config, plan, strategy, config.seed)
             _measure(extended, extension.tokenizer, texts, reports, strategy, device)
         if config.warmup.steps:
@@ -298,13 +309,24 @@ def _part(texts: list[str], most: int) -> list[str]:
 def _measure(
     model: CodeGenLM, tokenizer: MossTokenizer, texts: dict[str, list[str]], reports: dict[str, TextReport], key: str, device: torch.device
 ) -> None:
-    model = model.to(device).eval()
-    for name, found in texts.items():
-        reports[name].bits_per_byte[key] = bits_per_byte(model, tokenizer, found, device)
+    """Bits per byte; the model is on the device only meanwhile, where another one comes after it. Without room there it is not measured."""
+    import torch
+
+    try:
+        model = model.to(device).eval()
+        for name, found in texts.items():
+            reports[name].bits_per_byte[key] = bits_per_byte(model, tokenizer, found, device)
+    except torch.OutOfMemoryError:
+        _log.info(f"no memory on {device} to measure bits per byte ({key}); it is left out")
+    finally:
+        model.cpu()
 
 
 def _write_tokenizer(out: Path, source: Path, tokenizer: MossTokenizer, learned_from: list[lineage.Source], report: str) -> None:
     """A directory with the tokenizer alone; it appears under its name when it is complete."""
+    for left in out.parent.glob(f"{glob.escape(out.name)}.tmp-{'[0-9a-f]' * 8}"):
+        # Of one that was killed.
+        files.empty_trash(left)
     partial = out.with_name(f"{out.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
         tokenizer.save(partial)
@@ -312,8 +334,14 @@ def _write_tokenizer(out: Path, source: Path, tokenizer: MossTokenizer, learned_
         record = lineage_kinds.tokenizer("extend_vocab", learned_from, tokenizer.size, tokenizer.vocab_size, tokenizer.fingerprint)
         record.parents = lineage.recorded_parent(source, "source")
         lineage.write(partial, record)
+        for path in partial.iterdir():
+            files.sync_file(path)
+        files.sync_directory(partial)
         files.rename(partial, out)
+        files.sync_directory(out.parent)
     except OSError as error:
+        if files.is_disk_full(error):
+            raise DiskFullError(f"no space is left at {out.parent} for the tokenizer; free some, or name another place") from error
         raise UsageError(f"{out} cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -366,7 +394,7 @@ def _print(reports: dict[str, TextReport], report: dict[str, Any]) -> None:
         for heading in ("text", *keys):
             bits.add_column(heading, justify="left" if heading == "text" else "right")
         for name, found in reports.items():
-            bits.add_row(name, *(f"{found.bits_per_byte[key]:.3f}" for key in keys))
+            bits.add_row(name, *(f"{found.bits_per_byte[key]:.3f}" if key in found.bits_per_byte else "-" for key in keys))
         console.print(bits)
     for name, found in reports.items():
         # Where nearly everything changes, it was meant to.

@@ -83,7 +83,8 @@ def _rows(texts: Iterator[str], tokenizer: MossTokenizer, length: int) -> Iterat
     stream: list[int] = [tokenizer.endoftext]
     for text in texts:
         stream += [*tokenizer.encode(text), tokenizer.endoftext]
-        while len(stream) >= length:
-            yield stream[:length]
-            # The last target of a row is the first input of the next.
-            stream = stream[length - 1 :]
+        # The last target of a row is the first input of the next.
+        ends = range(length, len(stream) + 1, length - 1)
+        for end in ends:
+            yield stream[end - length : end]
+        stream = stream[len(ends) * (length - 1) :]

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from moss_train.data.merges import Pieces
+from moss_train.data.extend import text_tokens
+from moss_train.data.merges import BETWEEN, Pieces
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import UsageError
 
@@ -42,6 +43,8 @@ LEARNING_BYTES_PER_SYMBOL = 40
 # The interpreter and the libraries, before any text is read.
 BASE_BYTES = 400 * 2**20
 MIN_MEMORY_BYTES = BASE_BYTES + 64 * 2**20
+# Between two looks at how full the table is; longer texts are divided.
+_CHARACTERS_AT_ONCE = 1 << 20
 # The encoder takes about a hundred bytes for a character while it works.
 _BYTES_ENCODED_AT_ONCE = 1 << 20
 
@@ -91,13 +94,21 @@ class PieceCounter:
 
     def add(self, text: str) -> None:
         """Count the pieces of one text, if the share lets it through."""
-        seen, counts = self.seen, self.counts
-        encoded = text.encode("utf-8", "surrogatepass")
+        seen = self.seen
+        used = False
+        for begin in range(0, len(text), _CHARACTERS_AT_ONCE):
+            part = text[begin : begin + _CHARACTERS_AT_ONCE]
+            encoded = part.encode("utf-8", "surrogatepass")
+            seen.bytes += len(encoded)
+            if not self._halvings or _draw(self._seed, encoded) < seen.share:
+                used = True
+                self._add_part(part)
         seen.texts += 1
-        seen.bytes += len(encoded)
-        if self._halvings and _draw(self._seed, encoded) >= seen.share:
-            return
-        seen.texts_used += 1
+        seen.texts_used += used
+
+    def _add_part(self, text: str) -> None:
+        """Count the pieces of a part of a text; one that the end of the part divides is counted as two."""
+        seen, counts = self.seen, self.counts
         for piece in PATTERN.findall(text) if self._scripts is None else self._of_scripts(text):
             if len(piece) > MAX_RUN:
                 seen.cut += 1
@@ -147,9 +158,11 @@ class PieceCounter:
 
         Args:
             tokenizer: Its ids are the symbols, so that learning goes on where it ended; None: a symbol is a byte of UTF-8, in the order
-                of the printable stand-ins of bytes (`byte_symbols`).
+                of the printable stand-ins of bytes (`byte_symbols`). No merge reaches across an added token, such as a run of blanks:
+                pieces are divided there.
         """
         pieces = Pieces(self._text_bytes + len(self.counts))
+        text_ids = len(text_tokens(tokenizer)) if tokenizer is not None else 0
         for texts, counts in self._batches():
             if tokenizer is None:
                 encoded = [text.encode() for text in texts]
@@ -159,6 +172,7 @@ class PieceCounter:
                 ids = tokenizer.encode_batch(texts)
                 lengths = np.array([len(piece) for piece in ids], dtype=np.int64)
                 flat = np.fromiter((token for piece in ids for token in piece), dtype=np.int32, count=int(lengths.sum()))
+                flat[flat >= text_ids] = BETWEEN
             pieces.add(flat, lengths, np.array(counts, dtype=np.int64))
         return pieces
 

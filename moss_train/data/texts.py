@@ -35,9 +35,17 @@ def find_text_files(pattern: str) -> list[Path]:
         found = [file for file in path.rglob("*") if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     else:
         found = [Path(name) for name in glob.glob(pattern, recursive=True)]
-    texts = sorted(file for file in found if file.is_file() and (file.suffix.lower() in TEXT_SUFFIXES or form_of(file)))
-    # Says what is wrong with the path, or finds what only records have (a saved dataset).
-    return texts or find_files(pattern)
+    texts = [file for file in found if file.is_file() and file.suffix.lower() in TEXT_SUFFIXES]
+    try:
+        records = find_files(pattern)
+    except DataError:
+        if not texts:
+            raise
+        records = []
+    if texts and path.is_dir():
+        # Beside code, a bare .json is a setting of something, not data.
+        records = [file for file in records if form_of(file) != ".json"]
+    return sorted({*texts, *records})
 
 
 def read_texts(spec: str, text_key: str = "text") -> Iterator[tuple[str, str]]:
@@ -93,7 +101,7 @@ def _read_text_file(path: Path) -> Iterator[tuple[str, str]]:
         with path.open(encoding="utf-8", newline="") as file:
             line = 1
             while part := file.read(PART_CHARACTERS):
-                part += file.readline() if len(part) == PART_CHARACTERS and "\n" in part else ""
+                part += file.readline(PART_CHARACTERS) if len(part) == PART_CHARACTERS and "\n" in part else ""
                 yield f"{path}:{line}", part
                 line += part.count("\n")
     except UnicodeDecodeError as error:

@@ -122,6 +122,29 @@ def test_a_warm_up_changes_new_rows_and_nothing_else(tmp_path: Path, text: Path)
     assert report["loss_last"] < report["loss_first"]
 
 
+def test_the_chosen_strategy_is_kept_wherever_it_stands_among_those_compared(tmp_path: Path, text: Path) -> None:
+    source = base(tmp_path / "codegen")
+    plain, compared = tmp_path / "plain", tmp_path / "compared"
+    main(ExtendVocabConfig(model=str(source), out=str(plain), text=str(text), new_tokens=16))
+    settings = ExtendVocabConfig(model=str(source), out=str(compared), text=str(text), new_tokens=16, heldout={"zh": str(text)})
+    settings.compare, settings.warmup.steps, settings.warmup.lr = [Rows.mean_of_pieces, Rows.weighted], 1, 1e-12
+    settings.warmup.seq_len = 32
+    main(settings)
+    kept, found = (dict(load_model(path, torch.float32).named_parameters()) for path in (plain, compared))
+    for name, tensor in kept.items():
+        assert float((tensor - found[name]).abs().max().detach()) < 1e-9, name
+
+
+def test_a_model_without_spare_rows_is_extended(tmp_path: Path, text: Path) -> None:
+    folder = tmp_path / "tight"
+    used = write_vocabulary(folder, ENGLISH, 60)
+    write_model(folder, used, rows=used)
+    main(ExtendVocabConfig(model=str(folder), out=str(tmp_path / "out"), text=str(text), new_tokens=8))
+    report = json.loads((tmp_path / "out" / "extension.json").read_text(encoding="utf-8"))
+    assert report["rows_before"] == used
+    assert load_model(tmp_path / "out", torch.float32).config.vocab_size == report["rows_after"] >= used + 8 + 5 + 16
+
+
 def test_a_tokenizer_alone_is_extended_too(tmp_path: Path, text: Path) -> None:
     write_vocabulary(tmp_path / "vocabulary", ENGLISH, 60)
     main(ExtendVocabConfig(model=str(tmp_path / "vocabulary"), out=str(tmp_path / "out"), text=str(text), new_tokens=8))
@@ -142,7 +165,7 @@ def test_bad_input_ends_with_its_exit_code_and_writes_nothing(tmp_path: Path, te
         ({"text": str(empty)}, DataError, "not one piece to learn from"),
         ({"text": str(english)}, DataError, "Chinese, Japanese or Korean text"),
         ({"text": str(records)}, DataError, "expected a field 'text' that holds text, found 'content'"),
-        ({"text": str(text), "vocab_size": 200}, UsageError, "vocab_size=200 has no room"),
+        ({"text": str(text), "vocab_size": 300, "new_tokens": 16}, UsageError, "vocab_size=300 has no room"),
         ({"text": str(text), "out": str(source)}, UsageError, "exists; a finished artefact is never changed"),
         ({"text": str(text), "model": f"{tmp_path}/nothing"}, DataError, "no tokenizer found"),
     ]:

@@ -62,18 +62,19 @@ def test_chinese_gets_shorter_and_the_rest_stays(real_data: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_bits_per_byte_right_after(real_data: Path, tmp_path: Path) -> None:
-    """Rows made of the pieces beat random ones on Chinese, and disturb English and code less."""
+    """Rows made of the pieces beat random ones on Chinese; `weighted` is the best of all, and leaves English and code as they were."""
     report = extend(real_data, tmp_path, steps=500)
     record("extension", report)
-    for found in report.values():
-        bits = found["bits_per_byte"]
-        assert bits["weighted"] < bits["mean_of_pieces"] < bits["random"]
-    assert report["zh"]["bits_per_byte"]["weighted"] < report["zh"]["bits_per_byte"]["before"]
+    bits = {name: found["bits_per_byte"] for name, found in report.items()}
+    assert bits["zh"]["weighted"] < bits["zh"]["mean_of_pieces"] < bits["zh"]["random"] < bits["zh"]["before"]
+    for name in ("en", "code"):
+        assert bits[name]["weighted"] < 1.01 * bits[name]["before"]
+        assert bits[name]["weighted"] < min(bits[name]["mean_of_pieces"], bits[name]["random"])
 
 
 # Reads Chinese sentences of real dialogues again and again in a random order, half of them in runs of 10,000 characters.
 _LEARN = """
-import random, regex, resource, sys
+import random, regex, sys
 from pathlib import Path
 from moss_train.data.extend import text_tokens
 from moss_train.data.merges import learn_merges
@@ -90,7 +91,9 @@ while left > 0:
     left -= len(text.encode())
 seen = counter.seen
 merges = learn_merges(counter.symbols(tokenizer), text_tokens(tokenizer), tokens)
-print(len(merges), seen.share, seen.cut, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# Not getrusage: its maximum begins with what the process had that started this one.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(len(merges), seen.share, seen.cut, int(peak.split()[1]) * 1024)
 """
 
 

@@ -85,6 +85,8 @@ class SlurmConfig:
     """Tasks in an array, at most; what the cluster allows."""
     submit: bool = True
     """Hand the scripts to sbatch; false: only write them."""
+    again: bool = False
+    """Go on although jobs were submitted before; to be given when none of them runs any more."""
 
 
 @dataclass

@@ -81,13 +81,19 @@ def _run(config: PrepareConfig, out: Path, tokenizer: MossTokenizer, told: dict[
     encoder = FastEncoder(tokenizer) if config.encoder is Encoder.auto else SlowEncoder(tokenizer)
     if encoder.note is not None:
         _log.info(encoder.note)
+    submitted = out / WORK / "slurm" / "submitted"
+    if submitted.exists() and not config.slurm.again:
+        raise UsageError(
+            f"out={out}: its jobs were given to Slurm before ({submitted}), and what they write must not be touched while they run; "
+            "when none of them runs any more (squeue), slurm.again=true goes on"
+        )
     plan = _settle_plan(config, out, tokenizer, told)
-    names = ", ".join(config.sources)
+    names, read = ", ".join(config.sources), {index for task in plan.tasks for index, _, _ in task.pieces}
     _log.info(
-        f"{names}: {count(len(plan.files), 'file')}, {plan.total_bytes / 1e6:,.1f} MB, {count(len(plan.tasks), 'task')}; "
+        f"{names}: {count(len(read), 'file')}, {plan.total_bytes / 1e6:,.1f} MB, {count(len(plan.tasks), 'task')}; "
         f"ids by {encoder.name}, tokenizer {tokenizer.fingerprint[:12]}"
     )
-    if config.decontaminate.files and not (out / WORK / "contamination").is_dir():
+    if config.decontaminate.files and not pipeline.contamination_path(out).is_file():
         number = pipeline.write_contamination(config, out)
         _log.info(
             f"decontamination: {number:,} sequences of {config.decontaminate.ngram} words of "
@@ -100,7 +106,15 @@ def _run(config: PrepareConfig, out: Path, tokenizer: MossTokenizer, told: dict[
     stages = pipeline.make_stages(config, plan, None if isinstance(encoder, SlowEncoder) else encoder.differences)
     if config.executor is Executor.slurm:
         last = pipeline.Stage("finish", "putting together", [pipeline.Recorded(FinishCorpus(out), out, "finish")], 1, False)
-        commands = executors.run_slurm(config, stages, last)
+        if config.slurm.submit:
+            # Before the first of them can write anything.
+            submitted.parent.mkdir(exist_ok=True)
+            submitted.touch()
+        try:
+            commands = executors.run_slurm(config, stages, last)
+        except UsageError:
+            submitted.unlink(missing_ok=True)
+            raise
         folder = out / WORK / "slurm"
         done = "submitted" if config.slurm.submit else "written"
         _log.info(

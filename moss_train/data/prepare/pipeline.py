@@ -19,6 +19,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.hashing import create_hash_func
 from datatrove.utils.text import TextNormConfig, ngrams, simplify_text
 
+from moss_train import files
 from moss_train.data.fast_tokens import Ranges
 from moss_train.data.prepare.config import MinhashConfig, PrepareConfig
 from moss_train.data.prepare.ledger import Ledger
@@ -149,8 +150,8 @@ def write_contamination(config: PrepareConfig, out: Path) -> int:
     """
     norm, size, hashes = TextNormConfig(), config.decontaminate.ngram, set()
     hash_text: Any = create_hash_func(HASHING)
-    for path in config.decontaminate.files:
-        for text in _all_texts(path):
+    for spec in config.decontaminate.files:
+        for text in _all_texts(spec):
             words = WORDS.word_tokenize(simplify_text(text, norm))
             # Numbers are all written as 0 here, and rows of them are in every table.
             hashes |= {hash_text(" ".join(one)) for one in ngrams(words, size) if len(set(one)) >= min(size, _LEAST_DISTINCT)}
@@ -159,10 +160,16 @@ def write_contamination(config: PrepareConfig, out: Path) -> int:
             f"decontaminate.files: no text of {', '.join(config.decontaminate.files)} has {config.decontaminate.ngram} words; "
             "set decontaminate.ngram lower."
         )
-    folder = out / WORK / "contamination"
-    folder.mkdir(parents=True, exist_ok=True)
-    np.array(sorted(hashes), dtype=HASHING.np_descr).tofile(folder / "evaluation.index.hashes")
+    path = contamination_path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Complete or not there: tasks would take a part of it for all of it.
+    files.replace_content(path, np.array(sorted(hashes), dtype=HASHING.np_descr).tobytes())
     return len(hashes)
+
+
+def contamination_path(out: Path) -> Path:
+    """Where the hashes of evaluation sets are, alone in their folder, as datatrove's filter wants it."""
+    return out / WORK / "contamination" / "evaluation.index.hashes"
 
 
 def _all_texts(path: str) -> Any:

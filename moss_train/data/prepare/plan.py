@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moss_train.data.corpus_writer import fingerprint_of
-from moss_train.data.paths import find_files, form_of
+from moss_train.data.paths import find_files, form_of, split_limit
 from moss_train.data.prepare.config import Form, PrepareConfig, SourceConfig
 from moss_train.data.records import Piece
 from moss_train.errors import DataError, UsageError
@@ -154,6 +154,23 @@ def _changed(file: InputFile) -> str:
     )
 
 
+def evaluation_files(specs: list[str]) -> list[Path]:
+    """The files of `decontaminate.files`.
+
+    Raises:
+        DataError: One is missing.
+    """
+    found: list[Path] = []
+    for spec in specs:
+        try:
+            pattern, _ = split_limit(spec)
+            path = Path(pattern)
+            found += [path] if path.suffix in (".txt", ".md") and path.is_file() else find_files(pattern)
+        except DataError as error:
+            raise DataError(f"decontaminate.files: {error}") from None
+    return found
+
+
 def make_plan(config: PrepareConfig, tokenizer: dict[str, Any]) -> Plan:
     """Finds the files of all sources and divides them into tasks.
 
@@ -180,6 +197,10 @@ def make_plan(config: PrepareConfig, tokenizer: dict[str, Any]) -> Plan:
             inputs.append(InputFile(str(path.absolute()), stated.st_size, stated.st_mtime_ns))
             pieces += [(len(inputs) - 1, *cut) for cut in _cut(path, form, int(config.shard_mb * 10**6))]
         tasks += _group(name, pieces, int(config.shard_mb * 10**6))
+    for path in evaluation_files(config.decontaminate.files):
+        # No task reads it, but what is dropped depends on it.
+        stated = path.stat()
+        inputs.append(InputFile(str(path.absolute()), stated.st_size, stated.st_mtime_ns))
     settings = json.loads(json.dumps(config.settings()))
     return Plan(settings, tokenizer, tuple(inputs), forms, left_out, tuple(tasks))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from moss_train.data.extend import extend_tokenizer, text_tokens
 from moss_train.data.merges import LONGEST_PIECE, Merge, Pieces, learn_merges
-from moss_train.data.pieces import BYTE_SYMBOLS, BYTE_TOKENS, PATTERN
+from moss_train.data.pieces import BYTE_SYMBOLS, BYTE_TOKENS, PATTERN, PieceCounter
 from moss_train.data.tokenizer import MossTokenizer
+from tests.codegen_base import write_vocabulary
 
 
 def learned(texts: list[str], count: int, min_count: int) -> list[tuple[int, int]]:
@@ -87,6 +90,23 @@ def test_symbols_of_a_vocabulary_go_on_where_it_ended() -> None:
     standing = pieces.symbols[: pieces.used]
     assert standing[standing >= 0].tolist() == [token for piece in extended.encode_batch(texts) for token in piece]
     assert len(extended.encode(texts[0])) < len(ids[0])
+
+
+def test_no_merge_reaches_across_an_added_token() -> None:
+    """Runs of blanks have ids above those of the text, where the new tokens will be: pieces are divided at them."""
+    indented = ["        ab\n" * 9 + "    fg\n" * 9]
+    with tempfile.TemporaryDirectory() as name:
+        used = write_vocabulary(Path(name), ["plain"], 0)
+        base = MossTokenizer.load(name, vocab_size=used + 64)
+    counter = PieceCounter(2**30, "all")
+    counter.add(indented[0])
+    assert max(base.encode(indented[0])) > len(text_tokens(base))
+    pieces = counter.symbols(base)
+    merges = learn_merges(pieces, text_tokens(base), 50, 2)
+    assert {merge.token for merge in merges} == set(range(len(text_tokens(base)), len(text_tokens(base)) + len(merges)))
+    made = extend_tokenizer(base, merges, trained=frozenset()).tokenizer
+    assert {made.token_bytes(merge.token) for merge in merges} == {b"ab", b"fg", b" ab", b" fg"}
+    assert made.decode(made.encode(indented[0])) == indented[0]
 
 
 def test_pieces_that_are_too_long_are_refused() -> None:

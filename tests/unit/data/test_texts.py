@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from moss_train.data.texts import PART_CHARACTERS, find_text_files, read_texts
 from moss_train.errors import DataError
@@ -48,6 +49,24 @@ def test_long_files_come_in_parts_that_join_to_the_file(tmp_path: Path) -> None:
     assert all(part.endswith("\n") for part in parts)
     path.write_text("汉" * (PART_CHARACTERS + 5), encoding="utf-8")
     assert [len(part) for part in texts(path)] == [PART_CHARACTERS, 5]
+
+
+def test_settings_beside_code_are_left_out_and_saved_datasets_are_read(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "a.py").write_text("pass\n", encoding="utf-8")
+    (tree / "package.json").write_text('{"name": "a"}', encoding="utf-8")
+    assert texts(tree) == ["pass\n"]
+    Dataset.from_dict({"text": ["eins", "zwei"]}).save_to_disk(str(tmp_path / "saved"))
+    assert texts(tmp_path / "saved") == ["eins", "zwei"]
+
+
+def test_one_long_line_comes_in_parts(tmp_path: Path) -> None:
+    path = tmp_path / "line.txt"
+    path.write_text("first\n" + "a" * (4 * PART_CHARACTERS), encoding="utf-8")
+    parts = texts(path)
+    assert max(map(len, parts)) <= 2 * PART_CHARACTERS
+    assert sum(map(len, parts)) == 6 + 4 * PART_CHARACTERS
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from moss_train.artifacts import lineage, lineage_kinds
 from moss_train.data.corpus import Corpus, open_corpus
 from moss_train.data.corpus_check import check_corpus
 from moss_train.data.corpus_tool import main as tool
-from moss_train.data.prepare.config import DecontaminationConfig, Encoder, MinhashConfig, OnBad, PrepareConfig, SourceConfig
+from moss_train.data.prepare.config import DecontaminationConfig, Encoder, MinhashConfig, OnBad, PrepareConfig, SlurmConfig, SourceConfig
 from moss_train.data.prepare.main import prepare
+from moss_train.data.prepare.plan import WORK
 from moss_train.data.prepare.words import WORDS
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import DataError, DiskFullError, UsageError
@@ -116,6 +117,35 @@ def test_documents_with_text_of_evaluation_sets_are_dropped(tokenizer: Path, tmp
     assert counts(corpus) == {"read": 12, "kept": 11, "decontamination: contaminated": 1}
     with pytest.raises(DataError, match=r"no text of .* has 80 words"):
         make(tokenizer, tmp_path / "other", texts, decontaminate=DecontaminationConfig([str(evaluation)], 80))
+
+
+def test_evaluation_sets_belong_to_what_decides_a_corpus(tokenizer: Path, tmp_path: Path) -> None:
+    """Killed while their hashes were written, changed after a corpus was made, and recorded."""
+    evaluation = tmp_path / "test.txt"
+    evaluation.write_text("the farmer sold half of the forty two apples that he had picked", encoding="utf-8")
+    texts = [*documents("en", 10), "I know that the farmer sold half of the forty two apples that he had picked."]
+    out, source = tmp_path / "corpus", SourceConfig(str(write_jsonl(tmp_path / "texts.jsonl", texts)), "zh")
+    config = PrepareConfig(str(tokenizer), str(out), {"zh": source}, workers=1, decontaminate=DecontaminationConfig([str(evaluation)], 8))
+    (out / WORK / "contamination").mkdir(parents=True)
+    corpus = prepare(config)
+    assert corpus is not None
+    assert counts(corpus) == {"read": 11, "kept": 10, "decontamination: contaminated": 1}
+    record = lineage.load(out)
+    assert record is not None
+    assert [(found.name, found.role) for found in record.lineage.data] == [("zh", "train"), ("test.txt", "decontamination")]
+    assert prepare(config) is not None
+    evaluation.write_text("another text, which is as long as it takes to have eight words", encoding="utf-8")
+    with pytest.raises(DataError, match="hold other files than when it was made"):
+        prepare(config)
+
+
+def test_jobs_that_may_still_run_are_left_alone(tokenizer: Path, tmp_path: Path) -> None:
+    out = tmp_path / "corpus"
+    (out / WORK / "slurm").mkdir(parents=True)
+    (out / WORK / "slurm" / "submitted").touch()
+    with pytest.raises(UsageError, match=r"slurm\.again=true goes on"):
+        make(tokenizer, out, documents("zh", 5))
+    assert make(tokenizer, out, documents("zh", 5), slurm=SlurmConfig(again=True)).documents == 5
 
 
 def test_filters_by_name_and_their_options(tokenizer: Path, tmp_path: Path) -> None:
