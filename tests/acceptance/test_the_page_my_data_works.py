@@ -105,7 +105,9 @@ def test_every_format_has_a_row_that_is_read_as_it() -> None:
 def test_every_code_is_in_the_tables() -> None:
     """Codes stand as literals where errors are made: RecordError(origin, CODE, ...), JsonProblem(CODE, ...), and `code=`."""
     codes = set(EXPLANATIONS) | {"empty_human", "empty_moss"}
-    for path in (REPOSITORY / "moss_train" / "data").rglob("*.py"):
+    data = REPOSITORY / "moss_train" / "data"
+    # What is wrong with documents, which are no dialogues, is on a page of its own (docs/prepare.md).
+    for path in (path for path in data.rglob("*.py") if path.parent != data / "prepare"):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
                 continue
