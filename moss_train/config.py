@@ -79,6 +79,15 @@ class ExportDtype(StrEnum):
     fp16 = "fp16"
 
 
+class OnBad(StrEnum):
+    """What to do with a record that is not what it should be."""
+
+    fail = "fail"
+    """End before anything is made of the data, with the first of them and totals by kind."""
+    skip = "skip"
+    """Leave it out, up to a share."""
+
+
 class Resume(StrEnum):
     """What to do with a run that is found in `run.dir`."""
 

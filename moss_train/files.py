@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -149,6 +150,13 @@ def empty_trash(directory: Path) -> None:
             except OSError:
                 continue
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def new_partial(out: Path) -> Path:
+    """A name beside `out` to write it under before it is complete; what killed programs left under such names is removed."""
+    for left in out.parent.glob(f"{glob.escape(out.name)}.tmp-{'[0-9a-f]' * 8}"):
+        empty_trash(left)
+    return out.with_name(f"{out.name}.tmp-{uuid.uuid4().hex[:8]}")
 
 
 def hash_file(path: Path, progress: Callable[[], None] | None = None) -> FileEntry:

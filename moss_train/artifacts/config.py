@@ -125,6 +125,10 @@ class ExtendVocabConfig:
     allow_pickle: bool = False
     """Accept pickled `.bin` weights; they are read through torch's restricted loader."""
 
+    def texts(self) -> list[str]:
+        """`text` as a list."""
+        return [self.text] if isinstance(self.text, str) else list(self.text)
+
     def problems(self) -> list[str]:
         """Everything that is wrong with the values."""
         found = self.warmup.problems()

@@ -7,12 +7,10 @@ export without code of ours. The directory appears under its name when it is com
 
 from __future__ import annotations
 
-import glob
 import json
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,16 +76,14 @@ def write_export(
         DiskFullError: No space left; nothing is left under `out`.
     """
     pending = iter(parameters)
-    partial = out.with_name(f"{out.name}.tmp-{uuid.uuid4().hex[:8]}")
+    partial: Path | None = None
     try:
         if not writes:
             return None
         if out.exists():
             raise UsageError(f"{out} exists; a finished artefact is never changed. Name another directory")
         record.details["layout"], record.number_format = layout, dtype
-        for left in out.parent.glob(f"{glob.escape(out.name)}.tmp-{'[0-9a-f]' * 8}"):
-            # Of an export that was killed.
-            files.empty_trash(left)
+        partial = files.new_partial(out)
         try:
             partial.mkdir(parents=True)
         except OSError as error:
@@ -119,7 +115,7 @@ def write_export(
         # The other ranks are gathering; a rank that stopped taking part would leave them waiting.
         for _ in pending:
             pass
-        if writes:
+        if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -185,10 +181,18 @@ def _write_configs(directory: Path, model_config: Any, tokenizer: MossTokenizer,
     tokenizer.save(directory)
 
 
+def number_format(source: Path, asked: str, allow_pickle: bool) -> str:
+    """The name of the format to write: what is asked for, or with `auto` that of a model directory."""
+    from moss_train.model.loading import stored_dtype
+
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return names.get(stored_dtype(source, allow_pickle), "fp32") if asked == "auto" else asked
+
+
 def main(config: ExportJobConfig) -> None:
     """Rewrites a model directory as an export: the job behind `scripts/export.py`. No more than a shard of it is ever in memory."""
     from moss_train.data.tokenizer import MossTokenizer
-    from moss_train.model.loading import check_weights, iterate_parameters, read_model_config, stored_dtype
+    from moss_train.model.loading import check_weights, iterate_parameters, read_model_config
     from moss_train.model.shapes import count_parameters
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -200,9 +204,7 @@ def main(config: ExportJobConfig) -> None:
     model_config = read_model_config(source)
     check_weights(source, model_config, config.allow_pickle)
     tokenizer = MossTokenizer.load(config.tokenizer or source)
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    kept = names.get(stored_dtype(source, config.allow_pickle), "fp32")
-    dtype = kept if config.dtype.value == "auto" else config.dtype.value
+    dtype = number_format(source, config.dtype.value, config.allow_pickle)
     record = lineage_kinds.rewritten_export(source, count_parameters(model_config))
     identity = write_export(
         out,

@@ -8,12 +8,10 @@ printed, and kept in `extension.json`.
 
 from __future__ import annotations
 
-import glob
 import json
 import logging
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from moss_train import files
 from moss_train.artifacts import lineage, lineage_kinds, lineage_verify
 from moss_train.artifacts.config import ExtendVocabConfig
-from moss_train.artifacts.vocab_report import TextReport, bits_per_byte, report_on
+from moss_train.artifacts.vocab_report import TextReport, bits_per_byte, print_reports, report_on
 from moss_train.data.backend import read_declared_rows
 from moss_train.data.cache import Cache, default_directory
-from moss_train.data.extend import Extension, extend_tokenizer, text_tokens, tokens_of
+from moss_train.data.extend import Extension, added_tokens, extend_tokenizer, text_tokens, tokens_of
 from moss_train.data.fingerprint import combined, hash_inputs
 from moss_train.data.merges import learn_merges
 from moss_train.data.paths import split_limit
@@ -78,7 +76,7 @@ def main(config: ExtendVocabConfig) -> None:
         if largest >= model_config.vocab_size:
             raise CheckpointError(f"{source}: its tokenizer has the id {largest}, its model only {model_config.vocab_size} rows")
 
-    specs = [config.text] if isinstance(config.text, str) else list(config.text)
+    specs = config.texts()
     learned_from = _fingerprints(specs, "vocabulary", config.licence)
     heldout = {name: _heldout(name, spec, config.text_key) for name, spec in (config.heldout or {}).items()}
 
@@ -98,7 +96,7 @@ def main(config: ExtendVocabConfig) -> None:
         _extend_model(config, source, out, base, extension, heldout, reports, report, learned_from)
     else:
         _write_tokenizer(out, source, extension.tokenizer, learned_from, _with_texts(report, reports))
-    _print(reports, report)
+    print_reports(reports, report)
     _log.info(f"written to {out}; use it with {'init_from' if has_weights else 'tokenizer.path'}={out}")
 
 
@@ -129,8 +127,7 @@ def _learn(
 ) -> tuple[Extension, Counted]:
     """Counts pieces, learns merges and extends the tokenizer."""
     # Refused before an hour of learning, not after it.
-    none = extend_tokenizer(base, [], trained=trained, reserved_tags=config.reserved_tags)
-    least = none.tokenizer.size + config.new_tokens
+    least = len(text_tokens(base)) + len(added_tokens(base, config.reserved_tags)) + config.new_tokens
     if config.vocab_size is not None and config.vocab_size < least:
         raise UsageError(
             f"vocab_size={config.vocab_size} has no room for {config.new_tokens} new tokens after {least - config.new_tokens} old ones"
@@ -207,9 +204,9 @@ def _extend_model(
 
     import torch
 
-    from moss_train.artifacts.export import DTYPES, write_export
+    from moss_train.artifacts.export import number_format, write_export
     from moss_train.artifacts.warm_up import warm_up
-    from moss_train.model.loading import iterate_parameters, load_model, read_model_config, stored_dtype
+    from moss_train.model.loading import iterate_parameters, load_model, read_model_config
     from moss_train.model.shapes import count_parameters
     from moss_train.model.vocab import RowPlan, extend_parameters
 
@@ -223,8 +220,7 @@ def _extend_model(
     )
     new_config = copy.deepcopy(old_config)
     new_config.vocab_size = extension.tokenizer.vocab_size
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    dtype = names.get(stored_dtype(source, config.allow_pickle), "fp32") if config.dtype.value == "auto" else config.dtype.value
+    dtype = number_format(source, config.dtype.value, config.allow_pickle)
 
     parameters: Iterator[tuple[str, torch.Tensor]] = extend_parameters(iterate_parameters(source), plan, config.strategy.value, config.seed)
     if heldout or config.warmup.steps:
@@ -238,8 +234,7 @@ def _extend_model(
             extended = _extended(model, new_config, plan, strategy, config.seed)
             _measure(extended, extension.tokenizer, texts, reports, strategy, device)
         if config.warmup.steps:
-            specs = [config.text] if isinstance(config.text, str) else list(config.text)
-            documents = (text for _ in iter(int, 1) for spec in specs for _, text in read_texts(spec, config.text_key))
+            documents = (text for _ in iter(int, 1) for spec in config.texts() for _, text in read_texts(spec, config.text_key))
             report["warmup"] = warm_up(extended, plan, extension.tokenizer, documents, config.warmup, device, _log.info)
             _measure(extended, extension.tokenizer, texts, reports, f"{config.strategy.value} + warm-up", device)
             parameters = ((name, parameter.detach().cpu()) for name, parameter in extended.named_parameters())
@@ -324,10 +319,7 @@ def _measure(
 
 def _write_tokenizer(out: Path, source: Path, tokenizer: MossTokenizer, learned_from: list[lineage.Source], report: str) -> None:
     """A directory with the tokenizer alone; it appears under its name when it is complete."""
-    for left in out.parent.glob(f"{glob.escape(out.name)}.tmp-{'[0-9a-f]' * 8}"):
-        # Of one that was killed.
-        files.empty_trash(left)
-    partial = out.with_name(f"{out.name}.tmp-{uuid.uuid4().hex[:8]}")
+    partial = files.new_partial(out)
     try:
         tokenizer.save(partial)
         (partial / REPORT_NAME).write_text(report, encoding="utf-8")
@@ -359,44 +351,3 @@ def _refuse_inexact(reports: dict[str, TextReport]) -> None:
 def _with_texts(report: dict[str, Any], reports: dict[str, TextReport]) -> str:
     whole = {**report, "heldout": {name: found.as_json() for name, found in reports.items()}}
     return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
-
-
-def _print(reports: dict[str, TextReport], report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    console.print(
-        f"{report['learned']:,} new tokens; {report['tokens_before']:,} -> {report['tokens_after']:,} ids in use, "
-        f"{report['rows_before']:,} -> {report['rows_after']:,} rows"
-    )
-    if not reports:
-        console.print("no held-out text was given (heldout={zh: PATH, en: PATH, code: PATH}), so nothing was measured")
-        return
-    table = Table(title="held-out text: bytes per token, and documents whose tokens changed", title_justify="left")
-    for heading in ("text", "documents", "before", "after", "ratio", "changed", "without CJK"):
-        table.add_column(heading, justify="left" if heading == "text" else "right")
-    for name, found in reports.items():
-        table.add_row(
-            name,
-            f"{found.documents:,}",
-            f"{found.bytes / max(1, found.tokens_before):.3f}",
-            f"{found.bytes / max(1, found.tokens_after):.3f}",
-            f"{found.gain:.2f}",
-            f"{found.changed:,} ({found.changed / max(1, found.documents):.1%})",
-            f"{found.changed_elsewhere:,}",
-        )
-    console.print(table)
-    console.print("every text decodes to itself under both vocabularies")
-    keys = list(dict.fromkeys(key for found in reports.values() for key in found.bits_per_byte))
-    if keys:
-        bits = Table(title="bits per byte: before, and right after by how the new rows are made", title_justify="left")
-        for heading in ("text", *keys):
-            bits.add_column(heading, justify="left" if heading == "text" else "right")
-        for name, found in reports.items():
-            bits.add_row(name, *(f"{found.bits_per_byte[key]:.3f}" if key in found.bits_per_byte else "-" for key in keys))
-        console.print(bits)
-    for name, found in reports.items():
-        # Where nearly everything changes, it was meant to.
-        for example in found.examples[:3] if found.changed <= found.documents / 2 else []:
-            console.print(f"{name}, changed: {example}", markup=False, soft_wrap=True)

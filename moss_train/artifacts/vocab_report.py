@@ -131,3 +131,49 @@ def bits_per_byte(model: CodeGenLM, tokenizer: MossTokenizer, texts: Sequence[st
                 out = model(window[:, :-1], targets=window[:, 1:].clone())
                 nats += float(out.loss_sum)
     return nats / math.log(2) / max(1, count)
+
+
+def print_reports(reports: dict[str, TextReport], report: dict[str, Any]) -> None:
+    """Prints the tables of a job.
+
+    Args:
+        reports: By name of the held-out texts. report: What `extension.json` says of the vocabulary.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(
+        f"{report['learned']:,} new tokens; {report['tokens_before']:,} -> {report['tokens_after']:,} ids in use, "
+        f"{report['rows_before']:,} -> {report['rows_after']:,} rows"
+    )
+    if not reports:
+        console.print("no held-out text was given (heldout={zh: PATH, en: PATH, code: PATH}), so nothing was measured")
+        return
+    table = Table(title="held-out text: bytes per token, and documents whose tokens changed", title_justify="left")
+    for heading in ("text", "documents", "before", "after", "ratio", "changed", "without CJK"):
+        table.add_column(heading, justify="left" if heading == "text" else "right")
+    for name, found in reports.items():
+        table.add_row(
+            name,
+            f"{found.documents:,}",
+            f"{found.bytes / max(1, found.tokens_before):.3f}",
+            f"{found.bytes / max(1, found.tokens_after):.3f}",
+            f"{found.gain:.2f}",
+            f"{found.changed:,} ({found.changed / max(1, found.documents):.1%})",
+            f"{found.changed_elsewhere:,}",
+        )
+    console.print(table)
+    console.print("every text decodes to itself under both vocabularies")
+    keys = list(dict.fromkeys(key for found in reports.values() for key in found.bits_per_byte))
+    if keys:
+        bits = Table(title="bits per byte: before, and right after by how the new rows are made", title_justify="left")
+        for heading in ("text", *keys):
+            bits.add_column(heading, justify="left" if heading == "text" else "right")
+        for name, found in reports.items():
+            bits.add_row(name, *(f"{found.bits_per_byte[key]:.3f}" if key in found.bits_per_byte else "-" for key in keys))
+        console.print(bits)
+    for name, found in reports.items():
+        # Where nearly everything changes, it was meant to.
+        for example in found.examples[:3] if found.changed <= found.documents / 2 else []:
+            console.print(f"{name}, changed: {example}", markup=False, soft_wrap=True)

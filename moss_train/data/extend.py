@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -111,7 +110,7 @@ def extend_tokenizer(
             vocabulary[units[merge.token]] = merge.token
             parts[merge.token] = parts[merge.left] + parts[merge.right]
 
-    contents = _order_added(added, reserved_tags)
+    contents = added_tokens(base, reserved_tags)
     new_added = [
         added_token(len(vocabulary) + index, content, special=content not in added or bool(added[content]["special"]))
         for index, content in enumerate(contents)
@@ -139,8 +138,13 @@ def extend_tokenizer(
     return Extension(tokenizer, old_ids, learned, pieces, np.minimum(shares, 0.0))
 
 
-def _order_added(added: dict[str, dict[str, Any]], reserved_tags: int | None) -> list[str]:
-    """The added tokens in MOSS's order."""
+def added_tokens(base: MossTokenizer, reserved_tags: int | None) -> list[str]:
+    """The spellings of the added tokens that an extension of a tokenizer has, in MOSS's order.
+
+    Args:
+        base: The tokenizer. reserved_tags: As for `extend_tokenizer`.
+    """
+    added = {entry["content"]: entry for entry in base.description["added_tokens"]}
     by_id = sorted(added, key=lambda content: added[content]["id"])
     tags = sorted((content for content in by_id if RESERVED_TAG_PATTERN.fullmatch(content)), key=_tag_number)
     text = [content for content in by_id if not added[content]["special"]]

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from moss_train.artifacts.lineage import FILE_NAME, SUFFIX
 from moss_train.data.streams import COMPRESSIONS
 from moss_train.errors import DataError
 
+KINDS = {
+    "c": "c", "h": "c", "cc": "c++", "cpp": "c++", "cxx": "c++", "hpp": "c++", "cs": "c#", "css": "css", "cu": "cuda", "dart": "dart",
+    "go": "go", "hs": "haskell", "html": "html", "htm": "html", "java": "java", "jl": "julia", "js": "javascript", "jsx": "javascript",
+    "mjs": "javascript", "kt": "kotlin", "lua": "lua", "md": "markdown", "m": "objective-c", "pl": "perl", "pm": "perl", "php": "php",
+    "ps1": "powershell", "py": "python", "pyi": "python", "r": "r", "rb": "ruby", "rs": "rust", "rst": "text", "scala": "scala",
+    "sh": "shell", "bash": "shell", "sql": "sql", "swift": "swift", "tex": "tex", "toml": "toml", "ts": "typescript", "tsx": "typescript",
+    "txt": "text", "vue": "vue", "yaml": "yaml", "yml": "yaml",
+}  # fmt: skip
+"""Extension of a file of text or code -> what it is called in the counts."""
 FORMS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
 # Tables have a compression of their own within.
 _NEVER_PACKED = (".parquet", ".arrow")
@@ -53,6 +64,19 @@ def find_files(pattern: str) -> list[Path]:
     if not files:
         raise DataError(f"{pattern}: this {what} holds no file ending in {' '.join(FORMS)}.")
     return files
+
+
+def all_files(pattern: str) -> Iterator[Path]:
+    """Every file a path or glob stands for, sorted, hidden ones left out."""
+    path = Path(pattern)
+    if path.is_dir():
+        for folder, directories, names in os.walk(path):
+            directories[:] = sorted(name for name in directories if not name.startswith("."))
+            yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+    elif path.is_file():
+        yield path
+    else:
+        yield from (Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name))
 
 
 def _files_below(directory: Path) -> list[Path]:

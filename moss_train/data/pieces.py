@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import regex
 
 from moss_train.data.extend import text_tokens
@@ -153,26 +152,20 @@ class PieceCounter:
                 self._count(piece)
                 self.counts[piece] = count
 
-    def symbols(self, tokenizer: MossTokenizer | None) -> Pieces:
+    def symbols(self, tokenizer: MossTokenizer) -> Pieces:
         """The pieces as symbols, the counts being used up.
 
         Args:
-            tokenizer: Its ids are the symbols, so that learning goes on where it ended; None: a symbol is a byte of UTF-8, in the order
-                of the printable stand-ins of bytes (`byte_symbols`). No merge reaches across an added token, such as a run of blanks:
-                pieces are divided there.
+            tokenizer: Its ids are the symbols, so that learning goes on where it ended. No merge reaches across an added token, such as a
+                run of blanks: pieces are divided there.
         """
         pieces = Pieces(self._text_bytes + len(self.counts))
-        text_ids = len(text_tokens(tokenizer)) if tokenizer is not None else 0
+        text_ids = len(text_tokens(tokenizer))
         for texts, counts in self._batches():
-            if tokenizer is None:
-                encoded = [text.encode() for text in texts]
-                flat = BYTE_SYMBOLS[np.frombuffer(b"".join(encoded), dtype=np.uint8)]
-                lengths = np.array([len(piece) for piece in encoded], dtype=np.int64)
-            else:
-                ids = tokenizer.encode_batch(texts)
-                lengths = np.array([len(piece) for piece in ids], dtype=np.int64)
-                flat = np.fromiter((token for piece in ids for token in piece), dtype=np.int32, count=int(lengths.sum()))
-                flat[flat >= text_ids] = BETWEEN
+            ids = tokenizer.encode_batch(texts)
+            lengths = np.array([len(piece) for piece in ids], dtype=np.int64)
+            flat = np.fromiter((token for piece in ids for token in piece), dtype=np.int32, count=int(lengths.sum()))
+            flat[flat >= text_ids] = BETWEEN
             pieces.add(flat, lengths, np.array(counts, dtype=np.int64))
         return pieces
 
@@ -182,20 +175,6 @@ class PieceCounter:
         size = max(1, _BYTES_ENCODED_AT_ONCE * len(texts) // max(1, self._text_bytes))
         for start in range(0, len(texts), size):
             yield texts[start : start + size], counts[start : start + size]
-
-
-def byte_symbols() -> tuple[npt.NDArray[np.int32], list[bytes]]:
-    """Symbol of each byte, and the byte of each symbol: byte-level BPE numbers the bytes by their printable stand-ins."""
-    from moss_train.data.backend import BYTE_UNITS
-
-    tokens = [bytes([BYTE_UNITS[unit]]) for unit in sorted(BYTE_UNITS)]
-    table = np.zeros(256, dtype=np.int32)
-    for symbol, token in enumerate(tokens):
-        table[token[0]] = symbol
-    return table, tokens
-
-
-BYTE_SYMBOLS, BYTE_TOKENS = byte_symbols()
 
 
 def _draw(seed: int, text: bytes) -> float:

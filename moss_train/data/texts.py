@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from moss_train.data import formats
 from moss_train.data.formats.fields import NONE
-from moss_train.data.paths import find_files, form_of, split_limit
+from moss_train.data.paths import KINDS, all_files, find_files, form_of, split_limit
 from moss_train.data.records import Piece, RecordError, read_piece
 from moss_train.errors import DataError
 
 # What a text file is read by: a document that is longer is handed on in parts, cut at a line end where there is one.
 PART_CHARACTERS = 1 << 20
-_SUFFIXES = """
-.txt .text .md .rst .tex .html .css .json5 .yaml .yml .toml
-.py .pyi .c .h .cc .cpp .hpp .cu .java .js .ts .go .rs .rb .php .sh .sql .r .jl .scala .kt .swift .lua .pl
-"""
-TEXT_SUFFIXES = frozenset(_SUFFIXES.split())
 
 
 def find_text_files(pattern: str) -> list[Path]:
@@ -31,11 +25,7 @@ def find_text_files(pattern: str) -> list[Path]:
     path = Path(pattern)
     if path.is_file():
         return [path]
-    if path.is_dir():
-        found = [file for file in path.rglob("*") if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-    else:
-        found = [Path(name) for name in glob.glob(pattern, recursive=True)]
-    texts = [file for file in found if file.is_file() and file.suffix.lower() in TEXT_SUFFIXES]
+    texts = [file for file in all_files(pattern) if file.suffix.lstrip(".").lower() in KINDS]
     try:
         records = find_files(pattern)
     except DataError:

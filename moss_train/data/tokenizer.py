@@ -228,7 +228,7 @@ class MossTokenizer:
     @property
     def text_description(self) -> Description:
         """What text alone can reach: the content of a `tokenizer.json` without special tokens, for encoders that know no other switch."""
-        description: Description = json.loads(self._json)
+        description = self.description
         description["added_tokens"] = [entry for entry in description["added_tokens"] if not entry["special"]]
         return description
 

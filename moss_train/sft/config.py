@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from moss_train.config import Plugin, StageConfig, VerifyConfig
+from moss_train.config import OnBad, Plugin, StageConfig, VerifyConfig
 
 
 class DataFormat(StrEnum):
@@ -50,15 +50,6 @@ class OnLong(StrEnum):
     """Drop it."""
     error = "error"
     """Count it as a bad record."""
-
-
-class OnBad(StrEnum):
-    """What to do with a record that is not a dialogue."""
-
-    fail = "fail"
-    """End before a model is built, with the first of them and totals by kind."""
-    skip = "skip"
-    """Leave them out, and write them to rejects.jsonl in the run directory; more than `max_bad_share` of them end the run all the same."""
 
 
 class DefaultMeta(StrEnum):

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from moss_train.config import OnBad
+
 
 class Form(StrEnum):
     """What a source consists of."""
@@ -18,13 +20,6 @@ class Form(StrEnum):
     """JSONL, JSON, Parquet, or a saved dataset: a document a record."""
     texts = "texts"
     """A tree of text or code: a document a file."""
-
-
-class OnBad(StrEnum):
-    """What to do with a record that is no document."""
-
-    fail = "fail"
-    skip = "skip"
 
 
 class Executor(StrEnum):

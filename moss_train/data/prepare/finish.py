@@ -95,13 +95,9 @@ def _write_lineage(out: Path, plan: Plan, sources: dict[str, dict[str, Any]]) ->
         Source(name, entry["fingerprint"], entry["counts"]["read"]["documents"], licence=entry["licence"])
         for name, entry in sources.items()
     ]
-    read = {index for task in plan.tasks for index, _, _ in task.pieces}
-    for index, file in enumerate(plan.files):
-        if index not in read:
-            # An evaluation set: what holds its text was dropped.
-            if not file.is_unchanged():
-                raise DataError(f"{file.path}: has changed or gone since the preparation began; restore it, and give the command again.")
-            data.append(Source(Path(file.path).name, files.hash_file(Path(file.path)).sha256, 0, "decontamination"))
+    for file in plan.evaluation:
+        file.require_unchanged()
+        data.append(Source(Path(file.path).name, files.hash_file(Path(file.path)).sha256, 0, "decontamination"))
     details = {
         "tokenizer_fingerprint": plan.tokenizer["fingerprint"],
         "sources": {name: {key: entry[key] for key in ("language", "documents", "tokens", "bytes")} for name, entry in sources.items()},

@@ -88,9 +88,9 @@ def _run(config: PrepareConfig, out: Path, tokenizer: MossTokenizer, told: dict[
             "when none of them runs any more (squeue), slurm.again=true goes on"
         )
     plan = _settle_plan(config, out, tokenizer, told)
-    names, read = ", ".join(config.sources), {index for task in plan.tasks for index, _, _ in task.pieces}
+    names, read = ", ".join(config.sources), len(plan.files) - len(plan.evaluation)
     _log.info(
-        f"{names}: {count(len(read), 'file')}, {plan.total_bytes / 1e6:,.1f} MB, {count(len(plan.tasks), 'task')}; "
+        f"{names}: {count(read, 'file')}, {plan.total_bytes / 1e6:,.1f} MB, {count(len(plan.tasks), 'task')}; "
         f"ids by {encoder.name}, tokenizer {tokenizer.fingerprint[:12]}"
     )
     if config.decontaminate.files and not pipeline.contamination_path(out).is_file():

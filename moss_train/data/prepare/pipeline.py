@@ -23,7 +23,7 @@ from moss_train import files
 from moss_train.data.fast_tokens import Ranges
 from moss_train.data.prepare.config import MinhashConfig, PrepareConfig
 from moss_train.data.prepare.ledger import Ledger
-from moss_train.data.prepare.plan import WORK, Plan
+from moss_train.data.prepare.plan import PLAIN_TEXT, WORK, Plan
 from moss_train.data.prepare.steps import FilterSource, ReadSource, Recorded, WithLedger, WriteShard
 from moss_train.data.prepare.words import HASHING, WORDS
 from moss_train.data.records import read_records
@@ -174,7 +174,7 @@ def contamination_path(out: Path) -> Path:
 
 def _all_texts(path: str) -> Any:
     """Every text in a file of records, at any depth; or the whole of a file of plain text."""
-    if Path(path).suffix in (".txt", ".md"):
+    if Path(path).suffix in PLAIN_TEXT:
         try:
             yield Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

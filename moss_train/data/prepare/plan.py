@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moss_train.data.corpus_writer import fingerprint_of
-from moss_train.data.paths import find_files, form_of, split_limit
+from moss_train.data.paths import KINDS, all_files, find_files, form_of, split_limit
 from moss_train.data.prepare.config import Form, PrepareConfig, SourceConfig
 from moss_train.data.records import Piece
 from moss_train.errors import DataError, UsageError
@@ -26,15 +26,9 @@ WORK = ".prepare"
 _LEAST_BYTES = 4096
 """Bytes that a file counts as at least: opening it takes time too."""
 
-KINDS = {
-    "c": "c", "h": "c", "cc": "c++", "cpp": "c++", "cxx": "c++", "hpp": "c++", "cs": "c#", "css": "css", "cu": "cuda", "dart": "dart",
-    "go": "go", "hs": "haskell", "html": "html", "htm": "html", "java": "java", "jl": "julia", "js": "javascript", "jsx": "javascript",
-    "mjs": "javascript", "kt": "kotlin", "lua": "lua", "md": "markdown", "m": "objective-c", "pl": "perl", "pm": "perl", "php": "php",
-    "ps1": "powershell", "py": "python", "pyi": "python", "r": "r", "rb": "ruby", "rs": "rust", "rst": "text", "scala": "scala",
-    "sh": "shell", "bash": "shell", "sql": "sql", "swift": "swift", "tex": "tex", "toml": "toml", "ts": "typescript", "tsx": "typescript",
-    "txt": "text", "vue": "vue", "yaml": "yaml", "yml": "yaml",
-}  # fmt: skip
-"""Extension of a file of text or code -> what it is called in the counts."""
+
+PLAIN_TEXT = (".txt", ".md")
+"""Evaluation sets that are one text, not records."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +46,19 @@ class InputFile:
         except OSError:
             return False
         return (found.st_size, found.st_mtime_ns) == (self.size, self.modified_ns)
+
+    def require_unchanged(self) -> None:
+        """Raises DataError where it has been changed or has gone."""
+        if self.is_unchanged():
+            return
+        if not os.path.exists(self.path):
+            raise DataError(f"{self.path}: has gone since the preparation began; put it back, or prepare into another directory.")
+        size = os.stat(self.path).st_size
+        found = f"{self.size:,} bytes then, {size:,} now" if size != self.size else f"as many bytes ({size:,}) but another time of change"
+        raise DataError(
+            f"{self.path}: has changed since the preparation began: {found}. Shards made before and after would not belong together: "
+            "restore the file, or prepare into another directory."
+        )
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,12 @@ class Plan:
         """Stands for the files: names, sizes, times of change."""
         return fingerprint_of([asdict(file) for file in self.files])
 
+    @cached_property
+    def evaluation(self) -> list[InputFile]:
+        """The files of evaluation sets: those that no task reads."""
+        read = {index for task in self.tasks for index, _, _ in task.pieces}
+        return [file for index, file in enumerate(self.files) if index not in read]
+
     def source(self, name: str) -> dict[str, Any]:
         """The settings of a source."""
         found: dict[str, Any] = self.settings["sources"][name]
@@ -139,19 +152,7 @@ class Plan:
         """
         chosen = self.files if task is None else [self.files[index] for index, _, _ in task.pieces]
         for file in chosen:
-            if not file.is_unchanged():
-                raise DataError(_changed(file))
-
-
-def _changed(file: InputFile) -> str:
-    if not os.path.exists(file.path):
-        return f"{file.path}: has gone since the preparation began; put it back, or prepare into another directory."
-    size = os.stat(file.path).st_size
-    found = f"{file.size:,} bytes then, {size:,} now" if size != file.size else f"as many bytes ({size:,}) but another time of change"
-    return (
-        f"{file.path}: has changed since the preparation began: {found}. Shards made before and after would not belong together: restore "
-        "the file, or prepare into another directory."
-    )
+            file.require_unchanged()
 
 
 def evaluation_files(specs: list[str]) -> list[Path]:
@@ -165,7 +166,7 @@ def evaluation_files(specs: list[str]) -> list[Path]:
         try:
             pattern, _ = split_limit(spec)
             path = Path(pattern)
-            found += [path] if path.suffix in (".txt", ".md") and path.is_file() else find_files(pattern)
+            found += [path] if path.suffix in PLAIN_TEXT and path.is_file() else find_files(pattern)
         except DataError as error:
             raise DataError(f"decontaminate.files: {error}") from None
     return found
@@ -227,7 +228,7 @@ def _guess(patterns: Sequence[str]) -> Form:
     """What paths hold, by the names of their files."""
     records, texts = 0, 0
     for pattern in patterns:
-        for path in _any_files(pattern):
+        for path in all_files(pattern):
             if form_of(path) is not None:
                 records += 1
             elif path.suffix.lstrip(".").lower() in KINDS:
@@ -240,33 +241,20 @@ def _guess(patterns: Sequence[str]) -> Form:
     return Form.texts if texts else Form.records
 
 
-def _any_files(pattern: str) -> Iterator[Path]:
-    """Every file a path or glob stands for, sorted, hidden ones left out."""
-    import glob
-
-    path = Path(pattern)
-    if path.is_dir():
-        for folder, directories, names in os.walk(path):
-            directories[:] = sorted(name for name in directories if not name.startswith("."))
-            yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-    elif path.is_file():
-        yield path
-    else:
-        yield from (Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name))
-
-
 def _texts(pattern: str, extensions: list[str] | None, skipped: Counter[str]) -> list[Path]:
     """Files of text or code below a path; those with other extensions are counted in `skipped`."""
     wanted = set(KINDS) if extensions is None else {extension.lstrip(".").lower() for extension in extensions}
     found = []
-    for path in _any_files(pattern):
+    for path in all_files(pattern):
         extension = path.suffix.lstrip(".").lower()
         if extension in wanted:
             found.append(path)
         else:
             skipped[extension or "(none)"] += 1
     if not found:
-        find_files(pattern) if not _exists(pattern) else None
+        if not _exists(pattern):
+            # Says where the path ends to exist.
+            find_files(pattern)
         raise DataError(
             f"{pattern}: holds no file with one of the extensions {' '.join(sorted(wanted))}; name others with extensions=[...]."
         )

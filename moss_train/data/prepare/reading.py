@@ -12,9 +12,8 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from moss_train.data.paths import form_of
+from moss_train.data.paths import KINDS, form_of
 from moss_train.data.prepare.config import Form
-from moss_train.data.prepare.plan import KINDS
 from moss_train.data.records import MAX_LINE_BYTES, OnError, Piece, RecordError, read_piece
 from moss_train.data.streams import PackedFileProblem, open_stream
 from moss_train.data.strict_json import BLANKS, JsonProblem, parse_json

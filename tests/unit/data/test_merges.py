@@ -14,11 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from moss_train.data.backend import BYTE_UNITS
 from moss_train.data.extend import extend_tokenizer, text_tokens
 from moss_train.data.merges import LONGEST_PIECE, Merge, Pieces, learn_merges
-from moss_train.data.pieces import BYTE_SYMBOLS, BYTE_TOKENS, PATTERN, PieceCounter
+from moss_train.data.pieces import PATTERN, PieceCounter
 from moss_train.data.tokenizer import MossTokenizer
 from tests.codegen_base import write_vocabulary
+
+# Byte-level BPE numbers the bytes by their printable stand-ins.
+BYTE_TOKENS = [bytes([BYTE_UNITS[unit]]) for unit in sorted(BYTE_UNITS)]
+BYTE_SYMBOLS = np.argsort([token[0] for token in BYTE_TOKENS]).astype(np.int32)
 
 
 def learned(texts: list[str], count: int, min_count: int) -> list[tuple[int, int]]:
