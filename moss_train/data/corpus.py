@@ -105,19 +105,31 @@ class Shard:
             start, end: Tokens from the beginning of the shard; 0 <= start <= end <= `tokens`.
 
         Returns:
-            uint32 [end - start], mapped, not copied.
+            uint32 [end - start]. Read, not mapped: pages of a training's shards do not pile up in its memory, and a file that is cut or
+            taken away under a run ends in an error and not in a bus error.
 
         Raises:
-            DataError: The shard is malformed, or an id lies outside the vocabulary.
+            DataError: The shard is malformed or gone, or an id lies outside the vocabulary.
             IndexError: The window is not inside the shard.
         """
         if not 0 <= start <= end <= self.tokens:
             raise IndexError(f"{self}: tokens {start} to {end} of {self.tokens}")
-        ids = self.token_ids[start:end]
+        path, begin = shard_paths(self.directory, self.source, self.name)["tokens"], self._tokens_offset
+        try:
+            ids = np.fromfile(path, TOKEN_TYPE, end - start, offset=begin + start * TOKEN_TYPE.itemsize)
+        except FileNotFoundError:
+            raise DataError(f"{path}: was there when it was opened, and is gone. {AGAIN.capitalize()}.") from None
+        if len(ids) < end - start:
+            raise DataError(f"{path}: ends at token {start + len(ids)}; expected {self.tokens}: the file was cut. {AGAIN.capitalize()}.")
         if len(ids) and int(ids.max()) >= self.vocab_size:
             place = int(np.argmax(ids >= self.vocab_size))
             raise wrong_id(self, start + place, int(ids[place]))
         return ids
+
+    @cached_property
+    def _tokens_offset(self) -> int:
+        """Bytes before the first token of its file, whose header was checked."""
+        return _begin(shard_paths(self.directory, self.source, self.name)["tokens"], TOKEN_TYPE, self.tokens, "tokens")
 
     def ends_within(self, start: int, end: int) -> npt.NDArray[np.int64]:
         """Where documents end inside a window: int64, all of `ends` that are above `start` and at most `end`. Found by halving."""
@@ -320,6 +332,12 @@ def _why_absent(directory: Path) -> str:
 
 def _map(path: Path, dtype: np.dtype[Any], length: int, what: str) -> npt.NDArray[Any]:
     """A one-dimensional .npy file, memory-mapped, after its size, type and length were held against what is recorded."""
+    # As an array of numpy's own class, which is faster to slice.
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=_begin(path, dtype, length, what), shape=(length,)))
+
+
+def _begin(path: Path, dtype: np.dtype[Any], length: int, what: str) -> int:
+    """Bytes before the first item of a one-dimensional .npy file, after its size, type and length were held against what is recorded."""
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
@@ -342,8 +360,7 @@ def _map(path: Path, dtype: np.dtype[Any], length: int, what: str) -> npt.NDArra
     if size != expected:
         kind = "cut" if size < expected else "longer than it says"
         raise DataError(f"{path}: has {size} bytes; expected {expected}: the file is {kind}. {AGAIN.capitalize()}.")
-    # As an array of numpy's own class, which is faster to slice.
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=begin, shape=(length,)))
+    return begin
 
 
 def _shown(value: Any) -> str:

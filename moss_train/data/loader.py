@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -32,8 +32,10 @@ class Batch:
         targets: [B, T] int64, already shifted, IGNORE_INDEX where no loss.
         position_ids: [B, T] int64, from 0 in every document; padding is a document of its own.
         cu_seqlens: int32 [documents + 1], boundaries over the flattened B*T tokens. Stays on the CPU, where attention reads it.
-        weight: Supervised tokens, the unit of weight of the loss.
+        weight: Supervised tokens, the unit of weight of the loss; each counts what its row's objective says.
         tokens: Input tokens without padding.
+        rows: Of each row, where losses are told apart by source: its source (int64 [B]), what its targets count (float32 [B]), and the
+            bytes they spell (int64 [B]), by the names that the model's forward has for them.
     """
 
     input_ids: torch.Tensor
@@ -42,11 +44,13 @@ class Batch:
     cu_seqlens: torch.Tensor
     weight: float
     tokens: int
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
         """Keyword arguments of the model's forward."""
-        return {"input_ids": self.input_ids, "targets": self.targets, "position_ids": self.position_ids, "cu_seqlens": self.cu_seqlens}
+        tensors = {"input_ids": self.input_ids, "targets": self.targets, "position_ids": self.position_ids, "cu_seqlens": self.cu_seqlens}
+        return tensors | self.rows
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; copies to CUDA go through pinned memory and do not wait."""
@@ -55,7 +59,8 @@ class Batch:
         def move(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
-        return replace(self, input_ids=move(self.input_ids), targets=move(self.targets), position_ids=move(self.position_ids))
+        moved = {name: move(tensor) for name, tensor in self.rows.items()}
+        return replace(self, input_ids=move(self.input_ids), targets=move(self.targets), position_ids=move(self.position_ids), rows=moved)
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,22 @@ class RowDataset:
         return self.row(index)
 
 
-def step_batches(dataset: Samples, first_sample: int, plan: StepPlan, rank: int, last_sample: int | None = None) -> list[Batch]:
+class ManyRows(Protocol):
+    """A number of rows, to be gone through in order."""
+
+    seq_len: int
+    pad_id: int
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> Row:
+        """One row, shifted, without padding."""
+        ...
+
+
+def step_batches(
+    dataset: Samples, first_sample: int, plan: StepPlan, rank: int, last_sample: int | None = None, by_source: bool = False
+) -> list[Batch]:
     """The micro-batches of one rank in one optimizer step.
 
     Args:
@@ -202,24 +222,25 @@ def step_batches(dataset: Samples, first_sample: int, plan: StepPlan, rank: int,
         rank: This rank.
         last_sample: Number of samples of the whole run (the first number not used); places beyond it become rows of weight zero, so that
             every rank makes the same number of forwards. None: no end.
+        by_source: Whether batches say which source their rows are from.
     """
     micro_batches = []
     for numbers in plan.sample_numbers(first_sample, rank):
         rows = [dataset.sample(number) if last_sample is None or number < last_sample else None for number in numbers]
-        micro_batches.append(collate(rows, dataset.seq_len, dataset.pad_id))
+        micro_batches.append(collate(rows, dataset.seq_len, dataset.pad_id, by_source))
     return micro_batches
 
 
-def evaluation_batches(dataset: RowDataset, micro_batch_size: int, world_size: int, rank: int) -> Iterator[Batch]:
+def evaluation_batches(dataset: ManyRows, micro_batch_size: int, world_size: int, rank: int, by_source: bool = False) -> Iterator[Batch]:
     """All rows once, in order, dealt out over ranks; every rank gets the same number of batches, filled up with rows of weight zero."""
     per_pass = micro_batch_size * world_size
     for start in range(0, len(dataset), per_pass):
         first = start + rank * micro_batch_size
         rows = [dataset.row(index) if index < len(dataset) else None for index in range(first, first + micro_batch_size)]
-        yield collate(rows, dataset.seq_len, dataset.pad_id)
+        yield collate(rows, dataset.seq_len, dataset.pad_id, by_source)
 
 
-def evaluation_steps(dataset: RowDataset, micro_batch_size: int, world_size: int) -> int:
+def evaluation_steps(dataset: ManyRows, micro_batch_size: int, world_size: int) -> int:
     """Number of batches `evaluation_batches` gives each rank."""
     return -(-len(dataset) // (micro_batch_size * world_size))
 
@@ -227,18 +248,19 @@ def evaluation_steps(dataset: RowDataset, micro_batch_size: int, world_size: int
 class EvaluationBatches:
     """The batches of `evaluation_batches`, made anew for each evaluation."""
 
-    def __init__(self, dataset: RowDataset, micro_batch_size: int, world_size: int, rank: int):
+    def __init__(self, dataset: ManyRows, micro_batch_size: int, world_size: int, rank: int, by_source: bool = False):
         self._asked = (dataset, micro_batch_size, world_size, rank)
+        self._by_source = by_source
 
     def __len__(self) -> int:
         """As many on every rank."""
         return evaluation_steps(*self._asked[:3])
 
     def __iter__(self) -> Iterator[Batch]:
-        return evaluation_batches(*self._asked)
+        return evaluation_batches(*self._asked, by_source=self._by_source)
 
 
-def collate(rows: Sequence[Row | None], seq_len: int, pad_id: int) -> Batch:
+def collate(rows: Sequence[Row | None], seq_len: int, pad_id: int, by_source: bool = False) -> Batch:
     """Pad rows to a common length and stack them; None is a row of padding, which has no weight."""
     longest = max((len(row.input_ids) for row in rows if row is not None), default=1)
     width = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, seq_len)
@@ -246,14 +268,14 @@ def collate(rows: Sequence[Row | None], seq_len: int, pad_id: int) -> Batch:
     targets = np.full((len(rows), width), IGNORE_INDEX, dtype=np.int64)
     position_ids = np.empty((len(rows), width), dtype=np.int64)
     boundaries = [0]
-    weight = tokens = 0
+    weight, tokens = 0.0, 0
     for place, row in enumerate(rows):
         length = 0 if row is None else len(row.input_ids)
         if row is not None:
             input_ids[place, :length] = row.input_ids
             targets[place, :length] = row.targets
             position_ids[place, :length] = row.position_ids
-            weight += int((row.targets != IGNORE_INDEX).sum())
+            weight += row.objective * int((row.targets != IGNORE_INDEX).sum())
             tokens += length
         position_ids[place, length:] = np.arange(width - length)
         for document in [*(row.doc_lengths if row is not None else ()), width - length]:
@@ -266,4 +288,14 @@ def collate(rows: Sequence[Row | None], seq_len: int, pad_id: int) -> Batch:
         cu_seqlens=torch.tensor(boundaries, dtype=torch.int32),
         weight=float(weight),
         tokens=tokens,
+        rows=_by_row(rows) if by_source else {},
     )
+
+
+def _by_row(rows: Sequence[Row | None]) -> dict[str, torch.Tensor]:
+    """What the forward is told of each row; padding is of source 0, where it counts nothing."""
+    return {
+        "row_sources": torch.tensor([row.source if row is not None else 0 for row in rows]),
+        "row_weights": torch.tensor([row.objective if row is not None else 0.0 for row in rows], dtype=torch.float32),
+        "row_bytes": torch.tensor([row.text_bytes if row is not None else 0 for row in rows]),
+    }

@@ -32,6 +32,9 @@ class Row(NamedTuple):
     targets: npt.NDArray[np.int64]  # [T], IGNORE_INDEX where no loss
     position_ids: npt.NDArray[np.int64]  # [T], from 0 in each document
     doc_lengths: list[int]  # their sum is T
+    source: int = 0  # number of the source it is from, where sources are told apart
+    objective: float = 1.0  # what each of its targets counts in the loss
+    text_bytes: int = 0  # UTF-8 bytes that its targets spell; 0 where they are not counted
 
 
 class PackingPlan(NamedTuple):

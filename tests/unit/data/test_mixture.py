@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moss_train.data.mixture import BLOCK, Mixture, permutation_key, permuted_index, quotas, sample_index
+from moss_train.data.mixture import BLOCK, Mixture, Phase, permutation_key, permuted_index, quotas, sample_index
 
 
 @given(key=st.integers(0, 2**64 - 1), n=st.integers(1, 700))
@@ -76,6 +77,15 @@ def test_a_position_outside_is_a_defect() -> None:
             permuted_index(1, 5, i)
 
 
+class Taken(NamedTuple):
+    """Stands for a row: of which source, and which of its samples."""
+
+    name: str
+    inside: int
+    source: int = 0
+    objective: float = 1.0
+
+
 class Source:
     """As much of a `RowDataset` as a mixture needs."""
 
@@ -88,8 +98,8 @@ class Source:
     def __len__(self) -> int:
         return self.rows
 
-    def sample(self, number: int) -> tuple[str, int]:
-        return self.fingerprint, number
+    def sample(self, number: int) -> Taken:
+        return Taken(self.fingerprint, number)
 
     def origins_of_sample(self, number: int) -> list[str]:
         return [f"{self.fingerprint}:{number}"]
@@ -114,11 +124,12 @@ def test_each_prefix_of_a_run_has_the_shares_and_every_source_goes_on_where_it_w
     mixed = mixture(*weights)
     taken = [0] * len(weights)
     for number in range(2 * BLOCK + 100):
-        name, inside = mixed.sample(number)  # type: ignore[misc]
+        name, inside, place, _ = mixed.sample(number)  # type: ignore[misc]
         source = int(str(name).split()[1])
+        assert place == source
         assert inside == taken[source], "no sample of a source is left out or taken twice"
         taken[source] += 1
-        for place, quota in enumerate(mixed.quotas):
+        for place, quota in enumerate(mixed.phases[0][1]):
             assert abs(taken[place] - (number + 1) * quota / BLOCK) < 2
     assert mixed.sample(5 * BLOCK + 17) == mixture(*weights).sample(5 * BLOCK + 17)
 
@@ -152,7 +163,7 @@ def test_in_any_order_of_mixtures_no_sample_of_a_source_is_repeated_or_left_out(
             if position:
                 mixed.go_on(number, position)
             for sample in range(number, number + part):
-                name, inside = mixed.sample(sample)  # type: ignore[misc]
+                name, inside, *_ = mixed.sample(sample)  # type: ignore[misc]
                 source = int(str(name).split()[1])
                 assert inside == taken[source]
                 taken[source] += 1
@@ -170,3 +181,63 @@ def test_the_same_source_twice_has_two_positions() -> None:
     again = Mixture([Source("a", 5), Source("a", 5)], [1, 1], [])  # type: ignore[list-item]
     again.go_on(1000, position)
     assert sorted(again.position(1000)["taken"].values()) == [250, 750]
+
+
+PHASES = st.lists(st.tuples(st.integers(0, 900), st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any)), min_size=1, max_size=4)
+
+
+def phased(phases: list[tuple[int, list[int]]], names: list[int]) -> Mixture:
+    """A mixture of three sources in phases, the last of which has no end."""
+    sources = [Source(f"source {name}", 5 + name) for name in names]
+    stretches = [Phase(samples, tuple(weights)) for samples, weights in phases[:-1]]
+    return Mixture(sources, [*stretches, Phase(None, tuple(phases[-1][1]))], [f"s{name}" for name in names])  # type: ignore[arg-type]
+
+
+@given(st.lists(st.tuples(PHASES, st.permutations(range(5)), st.integers(0, 1500)), min_size=1, max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_through_phases_and_changes_of_them_every_source_goes_on_where_it_was(
+    runs: list[tuple[list[tuple[int, list[int]]], list[int], int]],
+) -> None:
+    taken = dict.fromkeys(range(5), 0)
+    number, position = 0, {}
+    for phases, names, length in runs:
+        for part in (length // 2, length - length // 2):
+            mixed = phased(phases, names[:3])
+            if position:
+                mixed.go_on(number, position)
+            begins = [0]
+            for samples, _ in phases[:-1]:
+                begins.append(begins[-1] + samples)
+            for sample in range(number, number + part):
+                name, inside, *_ = mixed.sample(sample)  # type: ignore[misc]
+                source = int(str(name).split()[1])
+                assert inside == taken[source]
+                taken[source] += 1
+                # Phases are counted from the start of the run; an empty one is over before it begins.
+                phase = max(place for place, begin in enumerate(begins) if begin <= sample)
+                assert phases[phase][1][names.index(source)] > 0
+            number += part
+            position = json.loads(json.dumps(mixed.position(number)))
+            assert {name: count for name, count in position["taken"].items() if count} == {
+                f"source {name}": count for name, count in taken.items() if count
+            }
+    assert [entry["from_sample"] for entry in position["history"]] == sorted(entry["from_sample"] for entry in position["history"])
+
+
+def test_a_source_with_other_rows_under_an_old_name_is_told_of() -> None:
+    before = Mixture([Source("a", 5), Source("b", 6)], [1, 1], ["zh", "en"])  # type: ignore[list-item]
+    position = json.loads(json.dumps(before.position(7)))
+    assert before.renewed(position) == []
+    assert Mixture([Source("a", 5), Source("c", 6)], [1, 1], ["zh", "code"]).renewed(position) == []  # type: ignore[list-item]
+    assert Mixture([Source("a2", 5), Source("b", 6)], [1, 1], ["zh", "en"]).renewed(position) == ["zh"]  # type: ignore[list-item]
+
+
+def test_the_history_of_a_run_has_every_mixture_and_where_it_began() -> None:
+    first, second = mixture(1, 1), mixture(3, 1)
+    first.names = second.names = ["zh", "en"]
+    second.go_on(100, json.loads(json.dumps(first.position(100))))
+    again = mixture(3, 1)
+    again.names = ["zh", "en"]
+    again.go_on(150, json.loads(json.dumps(second.position(150))))
+    assert [entry["from_sample"] for entry in again.history] == [0, 100]
+    assert again.history == second.history
