@@ -42,6 +42,7 @@ class Program:
 
 
 PROGRAMS = {
+    "pretrain": Program("pretrain", "moss_train.pretrain.config:PretrainConfig", "moss_train.pretrain.main:main"),
     "sft": Program("sft", "moss_train.sft.config:SFTConfig", "moss_train.sft.main:main"),
     "verify_resume": Program("verify_resume", "moss_train.sft.config:VerifySFTConfig", "moss_train.sft.main:verify"),
     "export": Program("export", "moss_train.artifacts.config:ExportJobConfig", "moss_train.artifacts.export:main", is_job=True),

@@ -11,6 +11,7 @@ raises, so that all of them can be told at once.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any
@@ -206,6 +207,11 @@ class TokenizerConfig:
         return []
 
 
+def _either(keys: Iterable[str]) -> str:
+    *first, last = (f"train.{key}" for key in keys)
+    return f"{', '.join(first)} and {last}"
+
+
 @dataclass
 class TrainConfig:
     """Length, batch sizes and rhythm of a run."""
@@ -234,12 +240,18 @@ class TrainConfig:
     hang_seconds: float = 1800.0
     """A rank without progress for this long ends the run, with the stacks of all ranks."""
 
+    def lengths(self) -> dict[str, float | None]:
+        """The settings that a run's length can be given by; one of them is."""
+        return {"steps": self.steps, "epochs": self.epochs}
+
     def problems(self) -> list[str]:
         found = []
-        if (self.steps is None) == (self.epochs is None):
-            given = "neither is" if self.steps is None else f"both are (train.steps={self.steps}, train.epochs={self.epochs})"
-            found.append(f"exactly one of train.steps and train.epochs must be set; {given}")
-        for key in ("steps", "epochs", "global_batch_size", "micro_batch_size", "log_every"):
+        lengths = self.lengths()
+        given = [f"train.{key}={value}" for key, value in lengths.items() if value is not None]
+        if len(given) != 1:
+            said = f"{'both' if len(given) == 2 else 'all'} are ({', '.join(given)})" if given else "none is"
+            found.append(f"exactly one of {_either(lengths)} must be set; {said}")
+        for key in (*lengths, "global_batch_size", "micro_batch_size", "log_every"):
             value = getattr(self, key)
             if value is not None and value <= 0:
                 found.append(f"train.{key} is {value}; expected a number above zero")

@@ -129,7 +129,8 @@ class Cache:
         try:
             entry = make(partial)
             sizes = {}
-            for file in sorted(partial.iterdir()):
+            # What stands in folders below was synced by whoever wrote it.
+            for file in sorted(path for path in partial.iterdir() if path.is_file()):
                 files.sync_file(file)
                 sizes[file.name] = file.stat().st_size
             content = json.dumps({**entry, "files": sizes}, ensure_ascii=True, indent=1)
@@ -137,7 +138,7 @@ class Cache:
             if seal is not None:
                 seal(partial)
                 for file in partial.iterdir():
-                    if file.name not in sizes:
+                    if file.is_file() and file.name not in sizes:
                         files.sync_file(file)
             files.sync_directory(partial)
             try:
