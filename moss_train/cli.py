@@ -171,6 +171,7 @@ def quote_texts(arguments: list[str], schema: type, sweep: bool = False) -> list
     """
     hints = dict(_typed_keys(schema))
     named = {name for name, hint in hints.items() if get_origin(hint) is dict and is_dataclass(get_args(hint)[1])}
+    numbered = {name for name, hint in hints.items() if get_origin(hint) is dict and get_args(hint)[1] is float}
     texts = {name for name, hint in hints.items() if hint in (str, str | None, Any)}
     quoted = []
     for argument in arguments:
@@ -182,6 +183,9 @@ def quote_texts(arguments: list[str], schema: type, sweep: bool = False) -> list
             for one in reversed(inner):
                 value = f"{{{one}: {value}}}"
             key = f"++{key}"
+        elif equals and key.lstrip("+").rpartition(".")[0] in numbered:
+            # Hydra takes a name that is new to a dictionary only with this sign.
+            key = f"++{key.lstrip('+')}"
         elif equals and key.lstrip("+") in texts and not (sweep and "," in value):
             if hints[key.lstrip("+")] is not Any:
                 value = _quote(value)

@@ -99,7 +99,7 @@ def bundled_texts(config: CorpusDataConfig, say: Say) -> Path:
     def make(out: Path) -> dict[str, Any]:
         for part, name in parts.items():
             lines: dict[str, list[str]] = {"zh": [], "en": []}
-            for text, origin in read_texts(str(source / name)):
+            for origin, text in read_texts(str(source / name)):
                 language = "zh" if any("\u4e00" <= letter <= "\u9fff" for letter in text[-400:]) else "en"
                 lines[language].append(json.dumps({"text": text, "origin": Path(origin).name}, ensure_ascii=False) + "\n")
             (out / part).mkdir()
@@ -122,7 +122,7 @@ def train_tokenizer(config: PretrainConfig, paths: list[str], say: Say) -> str:
     def texts() -> Iterator[str]:
         left = TOKENIZER_TRAINING_CHARACTERS
         for number, path in enumerate(paths):
-            for text, _ in read_texts(path):
+            for _, text in read_texts(path):
                 counts[number] += 1
                 yield text
                 left -= len(text)
