@@ -32,6 +32,17 @@ class Schedule(StrEnum):
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
+    wsd = "wsd"
+    """Constant, then down to the lowest rate over the last part, `optim.cooldown`. A run can be made longer while it is constant."""
+
+
+class CooldownShape(StrEnum):
+    """How the learning rate falls at the end of `wsd`."""
+
+    linear = "linear"
+    sqrt = "sqrt"
+    """1 - sqrt: fast at first."""
+    cosine = "cosine"
 
 
 class Decay(StrEnum):
@@ -109,9 +120,12 @@ CHANGEABLE = (
     "train.global_batch_size",
     "train.precision",
     "train.spike_sigmas",
+    "train.z_loss",
     "optim.lr",
     "optim.schedule",
     "optim.warmup",
+    "optim.cooldown",
+    "optim.cooldown_shape",
     "optim.min_lr_ratio",
     "optim.weight_decay",
     "optim.decay",
@@ -237,6 +251,8 @@ class TrainConfig:
     """Good checkpoints to keep, the newest ones; each takes 12 bytes a parameter. 0 saves none: nothing can be gone on with."""
     spike_sigmas: float = 6.0
     """A step whose loss is this many standard deviations above that of the 128 before does not change the weights; 0: never."""
+    z_loss: float = 0.0
+    """Coefficient of log(Z)^2 in the loss, which keeps logits from drifting; PaLM took 1e-4. Reported apart from the loss."""
     hang_seconds: float = 1800.0
     """A rank without progress for this long ends the run, with the stacks of all ranks."""
 
@@ -262,6 +278,8 @@ class TrainConfig:
             found.append(f"train.keep is {self.keep}; expected zero (no checkpoints) or more")
         if self.spike_sigmas < 0:
             found.append(f"train.spike_sigmas is {self.spike_sigmas}; expected zero (no guard) or more")
+        if self.z_loss < 0:
+            found.append(f"train.z_loss is {self.z_loss}; expected zero (none) or more")
         if self.hang_seconds <= 0:
             found.append(f"train.hang_seconds is {self.hang_seconds}; expected a number above zero")
         if self.global_batch_size > 0 and self.micro_batch_size > 0 and self.global_batch_size % self.micro_batch_size:
@@ -280,6 +298,9 @@ class OptimConfig:
     schedule: Schedule = Schedule.cosine
     warmup: float = 0.05
     """Below 1: share of all steps; from 1 on: number of steps."""
+    cooldown: float = 0.2
+    """The falling part of `wsd`. Below 1: share of all steps; from 1 on: number of steps."""
+    cooldown_shape: CooldownShape = CooldownShape.linear
     min_lr_ratio: float = 0.0
     """Learning rate at the last step, as a share of `lr`."""
     weight_decay: float = 0.1
@@ -297,11 +318,13 @@ class OptimConfig:
         for key in ("lr", "eps"):
             if getattr(self, key) <= 0:
                 found.append(f"optim.{key} is {getattr(self, key)}; expected a number above zero")
-        for key in ("warmup", "weight_decay", "clip"):
+        for key in ("warmup", "cooldown", "weight_decay", "clip"):
             if getattr(self, key) < 0:
                 found.append(f"optim.{key} is {getattr(self, key)}; expected zero or more")
-        if self.warmup >= 1 and self.warmup != int(self.warmup):
-            found.append(f"optim.warmup is {self.warmup}; expected a share below 1, or a whole number of steps")
+        for key in ("warmup", "cooldown"):
+            value = getattr(self, key)
+            if 1 <= value < math.inf and value != int(value):
+                found.append(f"optim.{key} is {value}; expected a share below 1, or a whole number of steps")
         for key in ("beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
                 found.append(f"optim.{key} is {getattr(self, key)}; expected a number from 0 up to, but not including, 1")

@@ -1,5 +1,5 @@
 """The whole chain on bundled data, on two CPU ranks under ZeRO-3: a small English model, more vocabulary for Chinese, a corpus of token
-shards, fine-tuning in both languages, export, reload, generate.
+shards, continued pretraining on it, fine-tuning in both languages, export, reload, generate.
 
 python scripts/demo.py            # what `make demo` runs
 python scripts/demo.py runs/demo  # into another directory
@@ -91,12 +91,28 @@ def main() -> None:
     )
     step("look into it", [python, "scripts/prepare.py", "inspect", f"{run}/corpus", "--source", "zh", "--length", "60"])
     step(
+        "go on pretraining on that corpus: mostly Chinese, with English and code replayed (two ranks, ZeRO-3)",
+        [
+            *LAUNCHER,
+            "scripts/pretrain.py",
+            "+config=tiny_pretrain",
+            f"init_from={run}/extended",
+            f"run.dir={run}/pretrain",
+            f"data.train={run}/corpus",
+            "data.weights={zh: 0.6, en: 0.2, code: 0.2}",
+            "train.steps=100",
+            "train.log_every=20",
+            "train.eval_every=50",
+            "optim.schedule=wsd",
+        ],
+    )
+    step(
         "fine-tune it on bundled dialogues, zh and en, plain and plugin (two ranks, ZeRO-3)",
         [
             *LAUNCHER,
             "scripts/sft.py",
             "+config=tiny_sft",
-            f"init_from={run}/extended",
+            f"init_from={run}/pretrain/export",
             f"run.dir={run}/sft",
             "data.seq_len=1024",
             "train.steps=300",
@@ -155,7 +171,7 @@ print("moss_train imported:", "moss_train" in sys.modules)
 def summary(run: Path, seconds: float) -> None:
     """The closing table: stage, tokens, loss before and after, artefact."""
     print("\n| stage | tokens | with loss | what came of it | artefact |\n|---|---|---|---|---|")
-    for place in ("base/export", "extended", "corpus", "sft/export"):
+    for place in ("base/export", "extended", "corpus", "pretrain/export", "sft/export"):
         record = json.loads((run / place / "lineage.json").read_text(encoding="utf-8"))
         tokens, supervised = record["tokens_seen"], f"{record['supervised_tokens']:,}"
         if place == "extended":
@@ -170,8 +186,12 @@ def summary(run: Path, seconds: float) -> None:
             tokens, supervised, came = corpus["tokens"], "", f"{corpus['documents']:,} documents"
         else:
             lines = (run / place).parent.joinpath("metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            losses = [event["eval/valid/loss"] for event in map(json.loads, lines) if "eval/valid/loss" in event]
-            came = f"validation loss {losses[0]:.3f} -> {losses[-1]:.3f}"
+            found = [event for event in map(json.loads, lines) if "eval/valid/loss" in event]
+            came = f"validation loss {found[0]['eval/valid/loss']:.3f} -> {found[-1]['eval/valid/loss']:.3f}"
+            if record["stage"] == "pretrain":
+                names = [f"eval/valid/bits_per_byte/{language}" for language in ("zh", "en", "code")]
+                changes = [f"{name.rpartition('/')[2]} {found[0][name]:.2f} -> {found[-1][name]:.2f}" for name in names]
+                came = f"bits per byte of held-out text: {', '.join(changes)}"
         print(f"| {record['stage']} | {tokens:,} | {supervised} | {came} | {record['id'][:19]} |")
     print(f"\nloss plot: {run / 'sft' / 'plots' / 'loss.png'}\nthe demo took {seconds:.0f} s")
 

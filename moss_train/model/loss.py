@@ -10,7 +10,9 @@ Shape legend: M supervised tokens, C tokens of a chunk, D hidden_size, V vocabul
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,13 +38,32 @@ def chunk_size(vocab_size: int, device_type: str) -> int:
     return max(_CHUNK_MULTIPLE, limit // vocab_size // _CHUNK_MULTIPLE * _CHUNK_MULTIPLE)
 
 
+class TokenLosses(NamedTuple):
+    """What `linear_cross_entropy` gives; only the sum is differentiable.
+
+    Attributes:
+        loss_sum: Scalar float32: sum of weight * (cross-entropy + z_loss * log_z ** 2).
+        token_loss: float32 [M], cross-entropy in nats.
+        token_correct: bool [M], whether the target has the largest logit.
+        token_log_z: float32 [M], logarithm of the sum of the exponentials of the logits.
+    """
+
+    loss_sum: torch.Tensor
+    token_loss: torch.Tensor
+    token_correct: torch.Tensor
+    token_log_z: torch.Tensor
+
+
 def linear_cross_entropy(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
     targets: torch.Tensor,
     chunk_tokens: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    *,
+    token_weight: torch.Tensor | None = None,
+    z_loss: float = 0.0,
+) -> TokenLosses:
     """Summed cross-entropy of `hidden @ weight.T + bias`.
 
     The product runs in the type of the inputs, as the plain projection would, so the losses are those of the logits that the model returns
@@ -55,16 +76,64 @@ def linear_cross_entropy(
         bias: [V].
         targets: int64 [M], each in [0, V); none is `IGNORE_INDEX` (drop those rows before).
         chunk_tokens: C; by default from `chunk_size`.
-
-    Returns:
-        loss_sum (scalar float32, the only differentiable one), token_loss (float32 [M], in nats), token_correct (bool [M]).
+        token_weight: float32 [M], what each token counts in the sum; None: 1.
+        z_loss: Coefficient of log(Z)^2, which keeps the logits from drifting (PaLM, arXiv 2204.02311, section 5).
     """
     chunk_tokens = chunk_tokens or chunk_size(weight.shape[0], hidden.device.type)
+    objective = _Objective(token_weight, z_loss)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad or bias.requires_grad):
-        loss_sum, token_loss, token_correct = _LinearCrossEntropy.apply(hidden, weight, bias, targets, chunk_tokens)
-        return loss_sum, token_loss, token_correct
-    token_loss, token_correct, _ = _losses_and_gradients(hidden, weight, bias, targets, chunk_tokens, (False, False, False))
-    return token_loss.sum(), token_loss, token_correct
+        return TokenLosses(*_LinearCrossEntropy.apply(hidden, weight, bias, targets, chunk_tokens, objective))
+    losses, _ = _losses_and_gradients(hidden, weight, bias, targets, chunk_tokens, objective, (False, False, False))
+    return losses
+
+
+def losses_by_source(
+    token_loss: torch.Tensor,
+    token_row: torch.Tensor,
+    row_sources: torch.Tensor,
+    row_bytes: torch.Tensor | None,
+    groups: Mapping[str, Sequence[int]],
+) -> dict[str, tuple[float, float]]:
+    """Losses and bits per byte of groups of sources as `name: (sum, weight)`; the weight is 0 where a group has no row.
+
+    Args:
+        token_loss: float32 [M], in nats. token_row: int64 [M], the row of each.
+        row_sources: int64 [B]. row_bytes: int64 [B], bytes that the targets of a row spell, or None: no bits per byte.
+        groups: Name -> numbers of sources.
+
+    Returns:
+        `loss/<group>`, and with bytes `bits_per_byte` and `bits_per_byte/<group>`: nats / ln 2, over bytes.
+    """
+    rows = row_sources.shape[0]
+    columns = [
+        torch.zeros(rows, dtype=torch.float64, device=token_loss.device).index_add_(0, token_row, token_loss.double()),
+        torch.bincount(token_row, minlength=rows).double(),
+        row_sources.double(),
+        *([row_bytes.double()] if row_bytes is not None else []),
+    ]
+    # One copy to the host, however many groups there are.
+    table = torch.stack(columns, dim=1).tolist()
+    metrics: dict[str, tuple[float, float]] = {}
+    for name, sources in groups.items():
+        members = [row for row in table if int(row[2]) in sources]
+        nats = sum(row[0] for row in members)
+        metrics[f"loss/{name}"] = (nats, sum(row[1] for row in members))
+        if row_bytes is not None:
+            metrics[f"bits_per_byte/{name}"] = (nats / math.log(2), sum(row[3] for row in members))
+    if row_bytes is not None:
+        metrics["bits_per_byte"] = (sum(row[0] for row in table) / math.log(2), sum(row[3] for row in table))
+    return metrics
+
+
+class _Objective(NamedTuple):
+    """How tokens make up the sum."""
+
+    token_weight: torch.Tensor | None
+    z_loss: float
+
+    def sum(self, token_loss: torch.Tensor, token_log_z: torch.Tensor) -> torch.Tensor:
+        total = token_loss + self.z_loss * token_log_z.square() if self.z_loss else token_loss
+        return total.sum() if self.token_weight is None else (total * self.token_weight).sum()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -72,15 +141,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor, chunk_tokens: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        token_loss, token_correct, ctx.gradients = _losses_and_gradients(
-            hidden, weight, bias, targets, chunk_tokens, ctx.needs_input_grad[:3]
-        )
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        targets: torch.Tensor,
+        chunk_tokens: int,
+        objective: _Objective,
+    ) -> tuple[torch.Tensor, ...]:
+        losses, ctx.gradients = _losses_and_gradients(hidden, weight, bias, targets, chunk_tokens, objective, ctx.needs_input_grad[:3])
         ctx.dtypes = (hidden.dtype, weight.dtype, bias.dtype)
-        ctx.mark_non_differentiable(token_loss, token_correct)
+        ctx.mark_non_differentiable(*losses[1:])
         ctx.set_materialize_grads(False)
-        return token_loss.sum(), token_loss, token_correct
+        return tuple(losses)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
@@ -90,10 +163,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             )
         gradients, ctx.gradients = ctx.gradients, None
         if grad_loss is None:
-            return None, None, None, None, None
+            return (None,) * 6
         # In place: the weight's gradient is the largest tensor of the step. Scaled in float32 before it is rounded to the parameter's type.
         scaled = [None if g is None else g.mul_(grad_loss).to(dtype) for g, dtype in zip(gradients, ctx.dtypes)]
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)
 
 
 _Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
@@ -105,11 +178,13 @@ def _losses_and_gradients(
     bias: torch.Tensor,
     targets: torch.Tensor,
     chunk_tokens: int,
+    objective: _Objective,
     wanted: tuple[bool, bool, bool],
-) -> tuple[torch.Tensor, torch.Tensor, _Gradients]:
-    """Losses [M], hits [M], and the gradients of the summed loss for hidden (its type), weight and bias (float32) where wanted."""
+) -> tuple[TokenLosses, _Gradients]:
+    """The losses, and the gradients of their sum for hidden (its type), weight and bias (float32) where wanted."""
     tokens = hidden.shape[0]
     token_loss = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
+    token_log_z = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
     token_correct = torch.empty(tokens, dtype=torch.bool, device=hidden.device)
     # `new_zeros` and `empty_like` on purpose: DeepSpeed's construction context patches torch.zeros and torch.empty.
     grad_hidden = torch.empty_like(hidden) if wanted[0] else None
@@ -126,12 +201,19 @@ def _losses_and_gradients(
         # From here in the memory of the logits, with one exponential for the loss and its gradient.
         exponentials = logits.sub_(highest).exp_()
         total = exponentials.sum(dim=-1, keepdim=True)
-        token_loss[chunk] = (highest - aimed_at + total.log()).squeeze(1)
+        log_total = total.log()
+        token_loss[chunk] = (highest - aimed_at + log_total).squeeze(1)
+        log_z = highest + log_total
+        token_log_z[chunk] = log_z.squeeze(1)
         if not any(wanted):
             continue
-        # d loss / d logits = softmax(logits) - onehot(target)
+        # d loss / d logits = softmax(logits) - onehot(target); d log(Z)^2 / d logits = 2 log(Z) softmax(logits)
         grad_logits = exponentials.div_(total)
+        if objective.z_loss:
+            grad_logits.mul_(1 + 2 * objective.z_loss * log_z)
         grad_logits.scatter_add_(1, target, torch.full_like(total, -1.0))
+        if objective.token_weight is not None:
+            grad_logits.mul_(objective.token_weight[chunk, None])
         if grad_bias is not None:
             grad_bias += grad_logits.sum(dim=0)
         if grad_hidden is not None:
@@ -141,7 +223,8 @@ def _losses_and_gradients(
                 grad_hidden[chunk] = torch.mm(grad_logits, factor)
         if grad_weight is not None:
             _accumulate_outer(grad_weight, grad_logits, h)
-    return token_loss, token_correct, (grad_hidden, grad_weight, grad_bias)
+    losses = TokenLosses(objective.sum(token_loss, token_log_z), token_loss, token_correct, token_log_z)
+    return losses, (grad_hidden, grad_weight, grad_bias)
 
 
 def _accumulate_outer(total: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor) -> None:

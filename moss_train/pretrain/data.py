@@ -70,6 +70,7 @@ class Windows:
                 for one in self.all_entries
             ],
             weight_name="trained_tokens",
+            tokens_per_sample=self.config.data.seq_len,
             mean_context=self.mixture.mean_context,
             fingerprint=self.mixture.fingerprint,
             tokenizer_fingerprint=self.tokenizer.fingerprint,

@@ -61,7 +61,8 @@ class Plan:
     """0: at the end only."""
     save_every: int
     """0: at the end only."""
-    learning_rate: Callable[[int], float]
+    learning_rate: Callable[[Progress], float]
+    """Of the step that comes after a progress."""
     seed: int
     stop_after: int | None = None
     """Save and stop after this step, as if asked by a signal."""
@@ -155,7 +156,7 @@ def fit(engine: Any, batches_from: Callable[[int], Sequence[Batch]], plan: Plan,
         if stopping or (plan.stop_after is not None and step >= plan.stop_after):
             actions.save()
             return False
-        rate = plan.learning_rate(step)
+        rate = plan.learning_rate(progress)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         distributed.seed_step(plan.seed, step)
@@ -220,10 +221,14 @@ def add_metrics(totals: dict[str, list[float]], metrics: dict[str, tuple[Any, An
 
 
 def reduce_metrics(totals: dict[str, list[float]]) -> dict[str, float]:
-    """Weighted means over all ranks. Names are the same on every rank: they come from the model and its configuration."""
+    """Weighted means over all ranks. Names are the same on every rank: they come from the model and its configuration.
+
+    What has no weight on any rank, such as the loss of a source that had no row in a step, is left out; but for the loss itself.
+    """
     names = sorted(totals)
     sums = distributed.all_reduce_sum([value for name in names for value in totals[name]])
-    return {name: sums[2 * i] / sums[2 * i + 1] if sums[2 * i + 1] else math.nan for i, name in enumerate(names)}
+    means = {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(names) if sums[2 * i + 1]}
+    return {"loss": math.nan} | means if "loss" in totals else means
 
 
 def evaluate_batches(engine: Any, batches: Batches, actions: Actions) -> dict[str, float]:

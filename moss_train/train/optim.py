@@ -1,4 +1,4 @@
-"""Which parameters are decayed, and the learning rate as a pure function of the step."""
+"""Which parameters are decayed, and the learning rate as a pure function of steps or tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from moss_train.config import Decay, OptimConfig, Schedule
+from moss_train.config import CooldownShape, Decay, OptimConfig, Schedule
 from moss_train.errors import ConfigError
 
 
@@ -72,21 +72,42 @@ def parameter_groups(named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
     return [group for group in groups if group["params"]]
 
 
-def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Learning rate of optimizer step `step`, counted from 0.
+def learning_rate(config: OptimConfig, done: float, total: float, per_step: float = 1) -> float:
+    """Learning rate of the optimizer step that follows `done`: a pure function of how far a run is.
 
     Linear warm-up that reaches `lr` at the last warm-up step, then the schedule, which would reach `lr * min_lr_ratio` at the step after
     the last one: neither the first step nor the last is spent at a rate of zero. The cosine is that of Loshchilov and Hutter 2017 (SGDR),
-    equation 5, with one period.
+    equation 5, with one period. `wsd` stays at `lr` and falls over the last part (Hu et al. 2024, MiniCPM, arXiv 2404.06395); the form
+    1 - sqrt is that of Hagele et al. 2024, arXiv 2405.18392.
+
+    Args:
+        config: The schedule.
+        done: What the run has done before the step, in steps or in tokens.
+        total: Of the whole run, in the same unit.
+        per_step: Of one step, in the same unit.
     """
-    warmup_steps = int(config.warmup) if config.warmup >= 1 else round(config.warmup * total_steps)
-    if step < warmup_steps:
-        return config.lr * (step + 1) / warmup_steps
-    progress = (step - warmup_steps + 1) / (max(0, total_steps - warmup_steps) + 1)
+    warmup = _stretch(config.warmup, total, per_step)
+    if done < warmup:
+        return config.lr * min(1.0, (done + per_step) / warmup)
     if config.schedule is Schedule.constant:
         factor = 1.0
-    elif config.schedule is Schedule.linear:
-        factor = 1 - progress
+    elif config.schedule is Schedule.wsd:
+        cooldown = min(_stretch(config.cooldown, total, per_step), max(0.0, total - warmup))
+        factor = _fall(config.cooldown_shape, (done - (total - cooldown) + per_step) / (cooldown + per_step))
     else:
-        factor = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * max(factor, 0.0))
+        progress = (done - warmup + per_step) / (max(0.0, total - warmup) + per_step)
+        factor = _fall(CooldownShape(config.schedule.value), progress)
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * factor)
+
+
+def _stretch(setting: float, total: float, per_step: float) -> float:
+    """A share of the run (below 1) or a number of steps, in the unit of `total`, in whole steps."""
+    return setting * per_step if setting >= 1 else round(setting * total / per_step) * per_step
+
+
+def _fall(shape: CooldownShape, progress: float) -> float:
+    """From 1 to 0 as `progress` goes from 0 to 1."""
+    progress = min(max(progress, 0.0), 1.0)
+    if shape is CooldownShape.linear:
+        return 1 - progress
+    return 1 - math.sqrt(progress) if shape is CooldownShape.sqrt else 0.5 * (1 + math.cos(math.pi * progress))

@@ -63,6 +63,8 @@ class StageData:
     """Number of a sample -> where its records came from, as `file:line`."""
     position: Callable[[int], dict[str, Any]]
     """Number of samples taken -> where a run is in its data, as JSON; what its checkpoints remember."""
+    tokens_per_sample: int | None = None
+    """Where every sample holds so many tokens the learning rate follows tokens, and another batch size does not bend it."""
     details: dict[str, Any] = field(default_factory=dict)
     """For the lineage: what shaped the rows."""
     parents: list[lineage.Parent] = field(default_factory=list)
@@ -289,7 +291,7 @@ def _train(
         config.train.global_batch_size,
         eval_every,
         config.train.save_every,
-        partial(learning_rate, config.optim, total_steps=length.steps),
+        _schedule(config, length, data.tokens_per_sample),
         config.run.seed,
         config.run.stop_after,
     )
@@ -332,6 +334,14 @@ def _name_records(
         f"those of the step before, and the newest checkpoint is untouched. Records of the micro-batches concerned: {shown}. Look at "
         "them, lower optim.lr, or lengthen optim.warmup"
     )
+
+
+def _schedule(config: StageConfig, length: Length, tokens_per_sample: int | None) -> Callable[[loop.Progress], float]:
+    """The learning rate after a progress: by tokens where samples are of one size, else by steps."""
+    if tokens_per_sample is None:
+        return lambda progress: learning_rate(config.optim, progress.step, length.steps)
+    total, per_step = length.samples * tokens_per_sample, config.train.global_batch_size * tokens_per_sample
+    return lambda progress: learning_rate(config.optim, progress.samples * tokens_per_sample, total, per_step)
 
 
 FLOPS_FORMULA = "tokens * (6 * parameters without the input embedding + 12 * layers * hidden_size * mean context)"

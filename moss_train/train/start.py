@@ -132,4 +132,5 @@ def build(config: StageConfig, model_config: Any, say: Say, weights: Path | None
     say(f"attention: {backend} ({reason})")
     set_attention(model, backend)
     model.set_recompute(config.model.recompute)
+    model.set_z_loss(config.train.z_loss)
     return model

@@ -32,7 +32,7 @@ def test_float32_equals_the_plain_loss(tokens: int, chunk: int) -> None:
     expected = [x.grad for x in inputs[:3]]
     for x in inputs[:3]:
         x.grad = None
-    loss_sum, token_loss, correct = linear_cross_entropy(*inputs, chunk_tokens=chunk)
+    loss_sum, token_loss, correct, _ = linear_cross_entropy(*inputs, chunk_tokens=chunk)
     (loss_sum * 0.37).backward()
     torch.testing.assert_close(token_loss, losses.detach(), atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(loss_sum.detach(), losses.detach().sum(), atol=0, rtol=1e-6)
@@ -50,7 +50,7 @@ def test_bfloat16_loss_is_that_of_the_logits_and_gradients_are_nearer_than_plain
     errors_plain = [float((x.grad.double() - e.grad).norm() / e.grad.norm()) for x, e in zip(inputs[:3], exact_inputs)]
     for x in inputs[:3]:
         x.grad = None
-    loss_sum, token_loss, _ = linear_cross_entropy(*inputs, chunk_tokens=32)
+    loss_sum, token_loss, *_ = linear_cross_entropy(*inputs, chunk_tokens=32)
     loss_sum.backward()
     torch.testing.assert_close(token_loss, losses.detach(), atol=1e-5, rtol=1e-6)
     for x, exact, error_plain in zip(inputs[:3], exact_inputs, errors_plain):
@@ -64,7 +64,7 @@ def test_weight_gradient_accumulates_in_float32_over_many_chunks() -> None:
     hidden = torch.ones(2048, 4, dtype=torch.bfloat16)
     weight = torch.zeros(3, 4, dtype=torch.bfloat16, requires_grad=True)
     bias = torch.zeros(3, dtype=torch.bfloat16, requires_grad=True)
-    loss_sum, _, _ = linear_cross_entropy(hidden, weight, bias, torch.zeros(2048, dtype=torch.int64), chunk_tokens=1)
+    loss_sum, *_ = linear_cross_entropy(hidden, weight, bias, torch.zeros(2048, dtype=torch.int64), chunk_tokens=1)
     loss_sum.backward()
     torch.testing.assert_close(weight.grad.float(), torch.tensor([-2.0, 1.0, 1.0])[:, None].expand(3, 4) * 2048 / 3, rtol=4e-3, atol=0)
     torch.testing.assert_close(bias.grad.float(), torch.tensor([-2.0, 1.0, 1.0]) * 2048 / 3, rtol=4e-3, atol=0)
@@ -73,7 +73,7 @@ def test_weight_gradient_accumulates_in_float32_over_many_chunks() -> None:
 def test_without_targets_the_loss_is_zero_and_every_gradient_is_zero() -> None:
     head = LMHead(8, 11)
     hidden = torch.randn(2, 5, 8, requires_grad=True)
-    loss_sum, token_loss, correct, index = head(hidden, torch.full((2, 5), IGNORE_INDEX))
+    loss_sum, token_loss, correct, _, index = head(hidden, torch.full((2, 5), IGNORE_INDEX))
     loss_sum.backward()
     assert loss_sum.item() == 0.0
     assert token_loss.numel() == correct.numel() == index.numel() == 0
@@ -86,7 +86,7 @@ def test_ignored_tokens_take_no_part() -> None:
     head = LMHead(8, 11)
     hidden = torch.randn(2, 5, 8)
     targets = torch.tensor([[1, IGNORE_INDEX, 3, IGNORE_INDEX, 0], [IGNORE_INDEX, 10, IGNORE_INDEX, 2, 2]])
-    loss_sum, token_loss, _, index = head(hidden, targets)
+    loss_sum, token_loss, *_, index = head(hidden, targets)
     torch.testing.assert_close(loss_sum, F.cross_entropy(head(hidden).flatten(0, 1), targets.flatten(), reduction="sum"))
     assert index.tolist() == [0, 2, 4, 6, 8, 9]
     spoiled = hidden.clone()
@@ -118,7 +118,7 @@ def test_no_grad_computes_the_same_losses_and_no_gradient() -> None:
 
 
 def test_a_second_backward_is_refused() -> None:
-    loss_sum, _, _ = linear_cross_entropy(*make_inputs(3))
+    loss_sum, *_ = linear_cross_entropy(*make_inputs(3))
     loss_sum.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="second time"):
         loss_sum.backward()
