@@ -183,7 +183,7 @@ def quote_texts(arguments: list[str], schema: type, sweep: bool = False) -> list
             for one in reversed(inner):
                 value = f"{{{one}: {value}}}"
             key = f"++{key}"
-        elif equals and key.lstrip("+").rpartition(".")[0] in numbered:
+        elif equals and {key.lstrip("+"), key.lstrip("+").rpartition(".")[0]} & numbered:
             # Hydra takes a name that is new to a dictionary only with this sign.
             key = f"++{key.lstrip('+')}"
         elif equals and key.lstrip("+") in texts and not (sweep and "," in value):
