@@ -36,6 +36,8 @@ import moss_train.cli
 import moss_train.data.tokenizer
 import moss_train.inference.generate
 import moss_train.model.loading
+import moss_train.pretrain.data
+import moss_train.pretrain.main
 import moss_train.sft.data
 import moss_train.sft.main
 import moss_train.train.stage
