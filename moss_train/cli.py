@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 import urllib.parse
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -39,6 +39,8 @@ class Program:
     tool: str | None = None
     """What runs where the first argument is one of `tool_commands`, as for other tools: it looks at what the program made."""
     tool_commands: tuple[str, ...] = ()
+    stages: dict[str, Program] = field(default_factory=dict)
+    """What runs where `stage=NAME` is given, for a job that serves several stages."""
 
 
 PROGRAMS = {
@@ -59,6 +61,11 @@ PROGRAMS = {
     ),
     "generate": Program("generate", "moss_train.inference.config:GenerateConfig", "moss_train.inference.generate:main", is_job=True),
 }
+
+PROGRAMS["verify_resume"].stages.update(
+    sft=PROGRAMS["verify_resume"],
+    pretrain=Program("verify_resume_pretrain", "moss_train.pretrain.config:VerifyPretrainConfig", "moss_train.pretrain.main:verify"),
+)
 
 HYDRA_SETTINGS = {
     "defaults": [{"override /hydra/job_logging": "none"}, {"override /hydra/hydra_logging": "none"}, "_self_"],
@@ -102,6 +109,13 @@ def entry() -> None:
 def run(name: str) -> None:
     """Runs the program `name` on `sys.argv` and leaves the process with its exit code."""
     program = PROGRAMS[name]
+    for argument in [one for one in sys.argv[1:] if program.stages and one.startswith("stage=")]:
+        sys.argv.remove(argument)
+        stage = argument.removeprefix("stage=")
+        if stage not in program.stages:
+            report(f"there is no {argument}; expected one of {', '.join(program.stages)}", UsageError.exit_code)
+            sys.exit(UsageError.exit_code)
+        program = program.stages[stage]
     if program.tool is not None and sys.argv[1:2] and sys.argv[1] in program.tool_commands:
         sys.exit(_load(program.tool)(sys.argv[1:]))
     drop_local_rank(sys.argv)
