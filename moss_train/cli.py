@@ -60,6 +60,7 @@ PROGRAMS = {
         tool_commands=("show", "check", "inspect"),
     ),
     "generate": Program("generate", "moss_train.inference.config:GenerateConfig", "moss_train.inference.generate:main", is_job=True),
+    "evaluate": Program("evaluate", "moss_train.evaluate.config:EvaluateConfig", "moss_train.evaluate.main:main", is_job=True),
 }
 
 PROGRAMS["verify_resume"].stages.update(

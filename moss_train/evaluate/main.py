@@ -1,0 +1,33 @@
+"""The job behind `scripts/evaluate.py`: one task, each in a module of its own.
+
+A new task is a value of `Task`, its keys in `EvaluateConfig`, a module, and a line here.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from moss_train.evaluate.config import EvaluateConfig, Task
+from moss_train.evaluate.output import refuse_existing
+
+
+def main(config: EvaluateConfig) -> None:
+    """Runs the task.
+
+    Raises:
+        UsageError: `out` exists.
+        DataError: What is to be evaluated on is missing or malformed.
+        CheckpointError: The model cannot be loaded.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    refuse_existing(Path(config.out))
+    match config.task:
+        case Task.make_probes:
+            from moss_train.evaluate.planting import make_probes
+
+            make_probes(config)
+        case Task.transfer:
+            from moss_train.evaluate.transfer import evaluate_transfer
+
+            evaluate_transfer(config)

@@ -1,0 +1,10 @@
+"""Measures models: one task at a time. What it writes is an artefact of its own, whose parent is the model.
+
+python scripts/evaluate.py task=make_probes out=probes facts=200      # facts to plant, and what to ask
+python scripts/evaluate.py task=transfer model=DIR probes=probes out=DIR
+"""
+
+from moss_train.cli import run
+
+if __name__ == "__main__":
+    run("evaluate")
