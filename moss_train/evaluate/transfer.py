@@ -129,7 +129,8 @@ class Transfer:
     Attributes:
         source, target: The languages.
         kind: Of answers: `word` or `same`; `all` of them together.
-        ratio: (cross - control) / (same - control); None where what was told is not surely known in its own language.
+        ratio: (cross - control) / (same - control); None where what was told is not known in its own language better than
+            controls and chance, beyond the 95 % intervals: nothing is there to be carried over.
         interval: Of the ratio.
         both, source_only, target_only, neither: Facts by the languages in which the answer was right.
     """
@@ -245,7 +246,9 @@ def _transfers(items: list[Item], kind: str) -> list[Transfer]:
         same, cross = (sum(column) for column in zip(*told, strict=True))
         if controls:
             control_same, control_cross = (sum(column) for column in zip(*controls, strict=True))
-            if difference(same, len(told), control_same, len(controls))[0] > 0:
+            # Of two figures near chance one is often enough the larger, so that it has to be better than chance too.
+            above_chance = wilson(same, len(told))[0] > 1 / len(items[0].choices)
+            if above_chance and difference(same, len(told), control_same, len(controls))[0] > 0:
                 gains = (cross / len(told) - control_cross / len(controls), same / len(told) - control_same / len(controls))
                 ratio, interval = gains[0] / gains[1], ratio_interval(told, controls)
         counts = {pair: told.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))}
