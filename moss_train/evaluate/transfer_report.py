@@ -25,9 +25,11 @@ def print_report(cells: list[Cell], transfers: list[Transfer], config: EvaluateC
     from rich.table import Table
 
     console = Console(highlight=False)
+    # In a file, and on a narrow terminal, a figure cut short is worse than a long line.
+    console.width = max(console.width, 100)
     chance = _percent(1 / config.choices)
     title = f"right answers among {config.choices}, in %; ask={config.ask.value}, normalize={config.normalize.value}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for heading in ("told > asked", "facts", "right", "95 %", "chance", "control", "gain", "95 %", "words", "alike"):
         table.add_column(heading, justify="left" if heading == "told > asked" else "right", no_wrap=True)
     for cell in cells:

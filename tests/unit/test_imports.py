@@ -110,6 +110,8 @@ def test_configuration_needs_the_standard_library_only(name: str) -> None:
         "moss_train.inference.generate",
         "moss_train.inference.plugins",
         "moss_train.artifacts.export",
+        "moss_train.evaluate.main",
+        "moss_train.evaluate.transfer",
     ],
 )
 def test_what_needs_no_training_works_without_deepspeed(module: str) -> None:

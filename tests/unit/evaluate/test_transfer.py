@@ -136,10 +136,10 @@ def test_a_model_knows_what_it_was_told_and_nothing_else(tmp_path: Path) -> None
     probes, tokenizer = probes_of(planting, tmp_path), tokenizer_of(planting)
     model = new_model(tokenizer)
     train(model, tokenizer, texts(planting, "zh"), 500)
-    for normalize in (Normalize.prior, Normalize.bytes):
+    for normalize in (Normalize.bytes, Normalize.prior):
         items = answer_probes(model, tokenizer, probes, EvaluateConfig(task=Task.transfer, normalize=normalize))
         right = {(cell.planted, cell.asked): cell.whole.right for cell in make_cells(items)}
-        assert right["zh", "zh"] >= 31, right
+        assert right["zh", "zh"] >= 30, right
         # What was told nowhere, and what was told in English only, which this model was not trained on.
         assert all(right[cell] < 24 for cell in (("none", "zh"), ("none", "en"), ("en", "en"), ("en", "zh"))), right
     ratios = {one.source: one.ratio for one in make_transfers(items) if one.kind == "all"}
