@@ -33,7 +33,7 @@ def test_planted_facts_are_asked_in_both_languages(tmp_path: Path) -> None:
     train(model, tokenizer, texts["en"], 300)
     directory = export(model, tokenizer, tmp_path / "export")
 
-    # Both encoders and all filters aside, the documents are ones that a corpus can be made of.
+    # A corpus can be made of the documents, and loses none of them.
     sources = [f"sources.{name}={{path: {probes}/planted_{name}.jsonl, language: {name}}}" for name in texts]
     succeeded(python("scripts/prepare.py", f"tokenizer={directory}", f"out={tmp_path}/corpus", *sources, "exact_dedup=true", "workers=1"))
     shown = succeeded(python("scripts/prepare.py", "show", f"{tmp_path}/corpus")).stdout
