@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -33,7 +33,8 @@ from moss_train.errors import UsageError
 from moss_train.model.attention import BACKENDS, Documents, causal_mask, check_dropout, resolve_backend
 from moss_train.model.block import Block
 from moss_train.model.linear import Linear, linear
-from moss_train.model.loss import IGNORE_INDEX, TokenLosses, linear_cross_entropy, losses_by_source
+from moss_train.model.loss import IGNORE_INDEX, HeadLoss, linear_cross_entropy
+from moss_train.model.objective import LossOutput, Rows, loss_metrics
 from moss_train.model.rotary import build_rotary_table
 from moss_train.model.shapes import config_problems, count_parameters, parameter_shapes
 
@@ -56,25 +57,6 @@ _INIT_BLOCK = 2**22
 """Values that one generator draws; another number gives other initial weights."""
 
 _INIT_SEED: ContextVar[int | None] = ContextVar("init_seed", default=None)
-
-
-class LossOutput(NamedTuple):
-    """Loss of a batch, as sums over its supervised tokens. A tuple, because DeepSpeed's hooks look for tensors in tuples and dicts only.
-
-    Attributes:
-        loss_sum: Scalar float32 with gradient: summed cross-entropy in nats, 0 where nothing is supervised; with the z-loss, and each token
-            counted as its row says, where these are asked for.
-        token_loss: float32 [M], without gradient.
-        token_correct: bool [M], whether the most probable token is the target.
-        token_index: int64 [M], position of each supervised token in the flattened B*T batch.
-        metrics: name -> (sum, weight), for "loss" (cross-entropy, every token counted once) and "accuracy"; see `CodeGenLM.forward`.
-    """
-
-    loss_sum: torch.Tensor
-    token_loss: torch.Tensor
-    token_correct: torch.Tensor
-    token_index: torch.Tensor
-    metrics: dict[str, tuple[Any, float]]
 
 
 class CodeGenModel(nn.Module):
@@ -178,31 +160,29 @@ class CodeGenModel(nn.Module):
 class LMHead(Linear):
     """Output projection with bias; with targets, the loss, inside this forward because ZeRO-3 gathers the weight only here."""
 
-    z_loss = 0.0
-    """Coefficient of the z-loss."""
-
     def forward(  # type: ignore[override]
-        self, hidden_states: torch.Tensor, targets: torch.Tensor | None = None, row_weights: torch.Tensor | None = None
-    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        self, hidden_states: torch.Tensor, targets: torch.Tensor | None = None, row_weights: torch.Tensor | None = None, z_loss: float = 0.0
+    ) -> torch.Tensor | tuple[HeadLoss, torch.Tensor]:
         """Logits, or the loss.
 
         Args:
             hidden_states: [B, T, D].
             targets: int64 [B, T], already shifted, `IGNORE_INDEX` where not supervised; or None.
-            row_weights: float32 [B], what each target of a row counts in the sum; None: 1.
+            row_weights: float32 [B], weight of a row's tokens in loss_sum; by default 1 each.
+            z_loss: Coefficient of the z-loss in loss_sum.
 
         Returns:
-            Without targets the logits [B, T, V] in the type of the weights. With them the fields of `TokenLosses`, and token_index [M];
-            tokens without a target never reach the matrix product.
+            Without targets the logits [B, T, V] in the type of the weights. With them the losses and token_index [M]; tokens without a
+            target never reach the matrix product.
         """
         if targets is None:
             return linear(hidden_states, self.weight, self.bias)
         flat = targets.reshape(-1)
         token_index = torch.nonzero(flat != IGNORE_INDEX).squeeze(1)
         supervised = hidden_states.flatten(0, 1).index_select(0, token_index)
-        token_weight = None if row_weights is None else row_weights[token_index // targets.shape[1]]
-        losses = linear_cross_entropy(supervised, self.weight, self.bias, flat[token_index], token_weight=token_weight, z_loss=self.z_loss)
-        return (*losses, token_index)
+        weight = None if row_weights is None else row_weights.to(flat.device, torch.float32)[token_index // targets.shape[1]]
+        losses = linear_cross_entropy(supervised, self.weight, self.bias, flat[token_index], token_weight=weight, z_loss=z_loss)
+        return losses, token_index
 
 
 class CodeGenLM(PreTrainedModel, GenerationMixin):
@@ -228,9 +208,10 @@ class CodeGenLM(PreTrainedModel, GenerationMixin):
         if problems:
             raise UsageError("this model cannot be built:\n" + "\n".join(f"  - {problem}" for problem in problems))
         super().__init__(config)
-        self.loss_groups: dict[str, list[int]] = {}
         self.transformer = CodeGenModel(config)
         self.lm_head = LMHead(config.n_embd, config.vocab_size)
+        self._z_loss = 0.0
+        self._loss_groups: dict[str, tuple[int, ...]] = {}
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -250,16 +231,12 @@ class CodeGenLM(PreTrainedModel, GenerationMixin):
         self.transformer.recompute = enabled
 
     def set_z_loss(self, coefficient: float) -> None:
-        """Add coefficient * log(Z)^2 of every token to the loss (PaLM, arXiv 2204.02311, section 5); 0 adds nothing."""
-        self.lm_head.z_loss = coefficient
+        """Add the z-loss with this coefficient to the objective; 0 takes it out."""
+        self._z_loss = coefficient
 
     def set_loss_groups(self, groups: Mapping[str, Sequence[int]]) -> None:
-        """Report losses apart for the rows of some sources, as `loss/<name>` and `bits_per_byte/<name>`.
-
-        Args:
-            groups: Name -> numbers of the sources, as in `row_sources`, that it sums over.
-        """
-        self.loss_groups = {name: list(sources) for name, sources in groups.items()}
+        """Report the loss of rows by their source: suffix of a metric's name -> numbers of the sources it sums over."""
+        self._loss_groups = {name: tuple(sources) for name, sources in groups.items()}
 
     def _init_weights(self, module: nn.Module) -> None:
         """Weights N(0, initializer_range), biases 0, LayerNorm 1 and 0; rebuilds the rotary table, which may come from the meta device.
@@ -317,9 +294,9 @@ class CodeGenLM(PreTrainedModel, GenerationMixin):
             past_key_values: Key cache of transformers, extended in place.
             use_cache: Make a cache where none is given. None does not, unlike the stock class: evaluation has no use for one.
             logits_to_keep: Only the last so many positions, or those of an index tensor; 0 keeps all.
-            row_sources: int64 [B], the source of each row, for `set_loss_groups`.
-            row_weights: float32 [B], what each target of a row counts in `loss_sum`; the metrics count every target once.
-            row_bytes: int64 [B], bytes of UTF-8 that the targets of a row spell, for bits per byte.
+            row_sources: int64 [B], for the groups of `set_loss_groups`. This and the next two have a meaning with targets only.
+            row_weights: float32 [B], weight of a row's tokens in the objective; the metrics are not weighted.
+            row_bytes: int64 [B], bytes of the text that the row's targets spell, for bits per byte.
             unused: What transformers' generation passes along (`return_dict`, ...); what would change the result is refused.
 
         Returns:
@@ -341,20 +318,13 @@ class CodeGenLM(PreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
         )
         if targets is not None:
-            *losses, token_index = self.lm_head(hidden_states, targets, row_weights)
-            found = TokenLosses(*losses)
-            weight = token_index.numel()
-            plain = found.loss_sum.detach() if row_weights is None and not self.lm_head.z_loss else found.token_loss.sum()
-            metrics: dict[str, tuple[Any, float]] = {"loss": (plain, weight), "accuracy": (found.token_correct.sum().float(), weight)}
-            if self.lm_head.z_loss:
-                metrics["z_loss"] = (self.lm_head.z_loss * found.token_log_z.square().sum(), weight)
-            if row_sources is not None:
-                token_row = token_index // targets.shape[1]
-                metrics |= losses_by_source(found.token_loss, token_row, row_sources, row_bytes, self.loss_groups)
-            return LossOutput(found.loss_sum, found.token_loss, found.token_correct, token_index, metrics)
+            losses, token_index = self.lm_head(hidden_states, targets, row_weights, self._z_loss)
+            given = Rows(row_sources, row_weights, row_bytes)
+            metrics = loss_metrics(losses, token_index, targets, given, self._z_loss, self._loss_groups)
+            return LossOutput(losses.loss_sum, losses.token_loss, losses.token_correct, token_index, metrics)
         # A model spread over devices has its last layer elsewhere than the input.
-        given = logits_to_keep
-        keep: Any = slice(-given or None, None) if isinstance(given, int) else given.to(hidden_states.device)
+        last = logits_to_keep
+        keep: Any = slice(-last or None, None) if isinstance(last, int) else last.to(hidden_states.device)
         return CausalLMOutputWithPast(logits=self.lm_head(hidden_states[:, keep]), past_key_values=past_key_values)
 
 

@@ -10,8 +10,6 @@ Shape legend: M supervised tokens, C tokens of a chunk, D hidden_size, V vocabul
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -38,14 +36,14 @@ def chunk_size(vocab_size: int, device_type: str) -> int:
     return max(_CHUNK_MULTIPLE, limit // vocab_size // _CHUNK_MULTIPLE * _CHUNK_MULTIPLE)
 
 
-class TokenLosses(NamedTuple):
-    """What `linear_cross_entropy` gives; only the sum is differentiable.
+class HeadLoss(NamedTuple):
+    """Losses of the supervised tokens of a batch.
 
     Attributes:
-        loss_sum: Scalar float32: sum of weight * (cross-entropy + z_loss * log_z ** 2).
-        token_loss: float32 [M], cross-entropy in nats.
-        token_correct: bool [M], whether the target has the largest logit.
-        token_log_z: float32 [M], logarithm of the sum of the exponentials of the logits.
+        loss_sum: Scalar float32, the objective, and the only one with a gradient.
+        token_loss: float32 [M], cross-entropy in nats; neither weighted nor with the z-loss.
+        token_correct: bool [M], whether the most probable token is the target.
+        token_log_z: float32 [M], log(sum(exp(logits))).
     """
 
     loss_sum: torch.Tensor
@@ -63,8 +61,11 @@ def linear_cross_entropy(
     *,
     token_weight: torch.Tensor | None = None,
     z_loss: float = 0.0,
-) -> TokenLosses:
-    """Summed cross-entropy of `hidden @ weight.T + bias`.
+) -> HeadLoss:
+    """Summed cross-entropy of `hidden @ weight.T + bias`, weighted by token and with the z-loss where they are asked for.
+
+    loss_sum = sum of w * (cross-entropy + z_loss * log_z^2) over tokens, log_z = log(sum(exp(logits))). The second term holds the
+    normalizer near 1, so that logits do not drift to where their number format is coarse (PaLM, arXiv 2204.02311, section 5).
 
     The product runs in the type of the inputs, as the plain projection would, so the losses are those of the logits that the model returns
     elsewhere; logarithm, softmax and the sums over tokens are float32. Call it inside the forward of the module that owns the weight: under
@@ -76,64 +77,14 @@ def linear_cross_entropy(
         bias: [V].
         targets: int64 [M], each in [0, V); none is `IGNORE_INDEX` (drop those rows before).
         chunk_tokens: C; by default from `chunk_size`.
-        token_weight: float32 [M], what each token counts in the sum; None: 1.
-        z_loss: Coefficient of log(Z)^2, which keeps the logits from drifting (PaLM, arXiv 2204.02311, section 5).
+        token_weight: w, float32 [M]; by default 1 each. It takes no gradient.
+        z_loss: Coefficient of the z-loss.
     """
     chunk_tokens = chunk_tokens or chunk_size(weight.shape[0], hidden.device.type)
-    objective = _Objective(token_weight, z_loss)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad or bias.requires_grad):
-        return TokenLosses(*_LinearCrossEntropy.apply(hidden, weight, bias, targets, chunk_tokens, objective))
-    losses, _ = _losses_and_gradients(hidden, weight, bias, targets, chunk_tokens, objective, (False, False, False))
+        return HeadLoss(*_LinearCrossEntropy.apply(hidden, weight, bias, targets, chunk_tokens, token_weight, z_loss))
+    losses, _ = _losses_and_gradients(hidden, weight, bias, targets, chunk_tokens, token_weight, z_loss, (False, False, False))
     return losses
-
-
-def losses_by_source(
-    token_loss: torch.Tensor,
-    token_row: torch.Tensor,
-    row_sources: torch.Tensor,
-    row_bytes: torch.Tensor | None,
-    groups: Mapping[str, Sequence[int]],
-) -> dict[str, tuple[float, float]]:
-    """Losses and bits per byte of groups of sources as `name: (sum, weight)`; the weight is 0 where a group has no row.
-
-    Args:
-        token_loss: float32 [M], in nats. token_row: int64 [M], the row of each.
-        row_sources: int64 [B]. row_bytes: int64 [B], bytes that the targets of a row spell, or None: no bits per byte.
-        groups: Name -> numbers of sources.
-
-    Returns:
-        `loss/<group>`, and with bytes `bits_per_byte` and `bits_per_byte/<group>`: nats / ln 2, over bytes.
-    """
-    rows = row_sources.shape[0]
-    columns = [
-        torch.zeros(rows, dtype=torch.float64, device=token_loss.device).index_add_(0, token_row, token_loss.double()),
-        torch.bincount(token_row, minlength=rows).double(),
-        row_sources.double(),
-        *([row_bytes.double()] if row_bytes is not None else []),
-    ]
-    # One copy to the host, however many groups there are.
-    table = torch.stack(columns, dim=1).tolist()
-    metrics: dict[str, tuple[float, float]] = {}
-    for name, sources in groups.items():
-        members = [row for row in table if int(row[2]) in sources]
-        nats = sum(row[0] for row in members)
-        metrics[f"loss/{name}"] = (nats, sum(row[1] for row in members))
-        if row_bytes is not None:
-            metrics[f"bits_per_byte/{name}"] = (nats / math.log(2), sum(row[3] for row in members))
-    if row_bytes is not None:
-        metrics["bits_per_byte"] = (sum(row[0] for row in table) / math.log(2), sum(row[3] for row in table))
-    return metrics
-
-
-class _Objective(NamedTuple):
-    """How tokens make up the sum."""
-
-    token_weight: torch.Tensor | None
-    z_loss: float
-
-    def sum(self, token_loss: torch.Tensor, token_log_z: torch.Tensor) -> torch.Tensor:
-        total = token_loss + self.z_loss * token_log_z.square() if self.z_loss else token_loss
-        return total.sum() if self.token_weight is None else (total * self.token_weight).sum()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -147,9 +98,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: torch.Tensor,
         targets: torch.Tensor,
         chunk_tokens: int,
-        objective: _Objective,
+        token_weight: torch.Tensor | None,
+        z_loss: float,
     ) -> tuple[torch.Tensor, ...]:
-        losses, ctx.gradients = _losses_and_gradients(hidden, weight, bias, targets, chunk_tokens, objective, ctx.needs_input_grad[:3])
+        losses, ctx.gradients = _losses_and_gradients(
+            hidden, weight, bias, targets, chunk_tokens, token_weight, z_loss, ctx.needs_input_grad[:3]
+        )
         ctx.dtypes = (hidden.dtype, weight.dtype, bias.dtype)
         ctx.mark_non_differentiable(*losses[1:])
         ctx.set_materialize_grads(False)
@@ -163,10 +117,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             )
         gradients, ctx.gradients = ctx.gradients, None
         if grad_loss is None:
-            return (None,) * 6
+            return (None,) * 7
         # In place: the weight's gradient is the largest tensor of the step. Scaled in float32 before it is rounded to the parameter's type.
         scaled = [None if g is None else g.mul_(grad_loss).to(dtype) for g, dtype in zip(gradients, ctx.dtypes)]
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)
 
 
 _Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
@@ -178,13 +132,14 @@ def _losses_and_gradients(
     bias: torch.Tensor,
     targets: torch.Tensor,
     chunk_tokens: int,
-    objective: _Objective,
+    token_weight: torch.Tensor | None,
+    z_loss: float,
     wanted: tuple[bool, bool, bool],
-) -> tuple[TokenLosses, _Gradients]:
+) -> tuple[HeadLoss, _Gradients]:
     """The losses, and the gradients of their sum for hidden (its type), weight and bias (float32) where wanted."""
     tokens = hidden.shape[0]
     token_loss = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
-    token_log_z = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
+    token_log_z = torch.empty_like(token_loss)
     token_correct = torch.empty(tokens, dtype=torch.bool, device=hidden.device)
     # `new_zeros` and `empty_like` on purpose: DeepSpeed's construction context patches torch.zeros and torch.empty.
     grad_hidden = torch.empty_like(hidden) if wanted[0] else None
@@ -207,13 +162,13 @@ def _losses_and_gradients(
         token_log_z[chunk] = log_z.squeeze(1)
         if not any(wanted):
             continue
-        # d loss / d logits = softmax(logits) - onehot(target); d log(Z)^2 / d logits = 2 log(Z) softmax(logits)
-        grad_logits = exponentials.div_(total)
-        if objective.z_loss:
-            grad_logits.mul_(1 + 2 * objective.z_loss * log_z)
-        grad_logits.scatter_add_(1, target, torch.full_like(total, -1.0))
-        if objective.token_weight is not None:
-            grad_logits.mul_(objective.token_weight[chunk, None])
+        # d loss / d logits = w * ((1 + 2 * z_loss * log_z) * softmax(logits) - onehot(target)); w is 1 where it is not given.
+        w = torch.ones_like(total) if token_weight is None else token_weight[chunk, None]
+        if token_weight is None and not z_loss:
+            grad_logits = exponentials.div_(total)
+        else:
+            grad_logits = exponentials.mul_(w * (1 + 2 * z_loss * log_z) / total)
+        grad_logits.scatter_add_(1, target, -w)
         if grad_bias is not None:
             grad_bias += grad_logits.sum(dim=0)
         if grad_hidden is not None:
@@ -223,8 +178,9 @@ def _losses_and_gradients(
                 grad_hidden[chunk] = torch.mm(grad_logits, factor)
         if grad_weight is not None:
             _accumulate_outer(grad_weight, grad_logits, h)
-    losses = TokenLosses(objective.sum(token_loss, token_log_z), token_loss, token_correct, token_log_z)
-    return losses, (grad_hidden, grad_weight, grad_bias)
+    objective = token_loss + z_loss * token_log_z.square() if z_loss else token_loss
+    loss_sum = objective.sum() if token_weight is None else (token_weight * objective).sum()
+    return HeadLoss(loss_sum, token_loss, token_correct, token_log_z), (grad_hidden, grad_weight, grad_bias)
 
 
 def _accumulate_outer(total: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor) -> None:
