@@ -59,6 +59,7 @@ PROGRAMS = {
         tool="moss_train.data.corpus_tool:main",
         tool_commands=("show", "check", "inspect"),
     ),
+    "plan": Program("plan", "moss_train.sft.config:PlanSFTConfig", "moss_train.sft.main:plan"),
     "generate": Program("generate", "moss_train.inference.config:GenerateConfig", "moss_train.inference.generate:main", is_job=True),
     "evaluate": Program("evaluate", "moss_train.evaluate.config:EvaluateConfig", "moss_train.evaluate.main:main", is_job=True),
 }
@@ -67,6 +68,9 @@ PROGRAMS["verify_resume"].stages.update(
     sft=PROGRAMS["verify_resume"],
     pretrain=Program("verify_resume_pretrain", "moss_train.pretrain.config:VerifyPretrainConfig", "moss_train.pretrain.main:verify"),
 )
+
+PLANS = {"sft": PROGRAMS["plan"]}
+"""Stage -> its `plan` program. A stage adds a line: its own settings with `PlanOptions`, and a function that calls `plan_stage`."""
 
 HYDRA_SETTINGS = {
     "defaults": [{"override /hydra/job_logging": "none"}, {"override /hydra/hydra_logging": "none"}, "_self_"],
@@ -109,7 +113,7 @@ def entry() -> None:
 
 def run(name: str) -> None:
     """Runs the program `name` on `sys.argv` and leaves the process with its exit code."""
-    program = PROGRAMS[name]
+    program = plan_program(sys.argv[1:]) if name == "plan" else PROGRAMS[name]
     for argument in [one for one in sys.argv[1:] if program.stages and one.startswith("stage=")]:
         sys.argv.remove(argument)
         stage = argument.removeprefix("stage=")
@@ -154,6 +158,16 @@ def run(name: str) -> None:
         if not is_rank0():
             time.sleep(1.0 if rank0_knows else 3.0)
         os._exit(code)
+
+
+def plan_program(arguments: list[str]) -> Program:
+    """The program that plans the stage in `stage=NAME`, else the one whose name the preset's has in it, else SFT."""
+    given = dict(argument.lstrip("+").split("=", 1) for argument in arguments if "=" in argument)
+    stage = given.get("stage") or next((name for name in PLANS if name in given.get("config", "")), "sft")
+    if stage not in PLANS:
+        report(f"stage={stage}: there is no such stage; expected one of {', '.join(PLANS)}", UsageError.exit_code)
+        sys.exit(UsageError.exit_code)
+    return PLANS[stage]
 
 
 class _Stopped(BaseException):

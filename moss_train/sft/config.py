@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from moss_train.config import OnBad, Plugin, StageConfig, VerifyConfig
+from moss_train.train.config import PlanOptions
 
 
 class DataFormat(StrEnum):
@@ -150,3 +151,12 @@ class VerifySFTConfig(SFTConfig):
 
     def problems(self) -> list[str]:
         return super().problems() + self.verify.problems()
+
+
+@dataclass
+class PlanSFTConfig(SFTConfig, PlanOptions):
+    """Everything that `scripts/plan.py` takes for this stage."""
+
+    def problems(self) -> list[str]:
+        # No data is read, so none need be named.
+        return StageConfig.problems(self) + self.plan_problems()

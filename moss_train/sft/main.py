@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moss_train.sft.config import SFTConfig, VerifySFTConfig
+from moss_train.sft.config import PlanSFTConfig, SFTConfig, VerifySFTConfig
 
 if TYPE_CHECKING:
     from moss_train.sft.data import Rows
@@ -69,6 +69,13 @@ def verify(config: VerifySFTConfig) -> None:
     from moss_train.train.verify import verify_resume
 
     verify_resume(config, config.verify, main)
+
+
+def plan(config: PlanSFTConfig) -> None:
+    """Tells what a job would take: the job behind `scripts/plan.py`."""
+    from moss_train.train.plan import plan_stage
+
+    plan_stage(config, config, config.data.seq_len)
 
 
 def tokenizer_directory(config: SFTConfig, inputs: Sequence[Input], say: Any) -> str:

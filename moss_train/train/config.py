@@ -1,8 +1,9 @@
-"""What may stand in the `deepspeed` section, checked before anything is loaded."""
+"""What may stand in the `deepspeed` section, checked before anything is loaded; and what a plan is asked for."""
 
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from typing import Any
 
 # Settings of these have one owner elsewhere; two owners of a value is how the wrong one wins.
@@ -77,3 +78,34 @@ def deepspeed_problems(section: dict[str, Any]) -> list[str]:
             "stage 1 on one rank costs the same)"
         )
     return found
+
+
+@dataclass
+class PlanOptions:
+    """What `scripts/plan.py` takes beside a stage's own settings."""
+
+    stage: str = "sft"
+    """Which stage is planned; by default the one that the preset's name has in it."""
+    world_size: int = 1
+    """Ranks."""
+    device: str = "H200"
+    """Kind of device by its exact name, or cpu."""
+    memory_gib: float | None = None
+    """Memory of one rank, GiB; by default that of the device. Must be given for cpu."""
+    mfu: float = 0.4
+    """Share of the device's peak that training reaches: an assumption, from which the time follows."""
+    rows: int | None = None
+    """Rows of an epoch, from which the length of a run of `train.epochs` follows."""
+    out: str | None = None
+    """File for the plan as JSON."""
+
+    def plan_problems(self) -> list[str]:
+        """What is wrong with the values, one sentence each."""
+        found = []
+        for key in ("world_size", "memory_gib", "rows"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                found.append(f"{key} is {value}; expected a number above zero")
+        if not 0 < self.mfu <= 1:
+            found.append(f"mfu is {self.mfu}; expected a share above 0, up to 1")
+        return found

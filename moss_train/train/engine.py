@@ -7,7 +7,6 @@ long as models are built), then the model, then `initialize`. Built in another o
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import hashlib
 import logging
@@ -28,6 +27,7 @@ from moss_train.cores import threads_per_rank
 from moss_train.errors import ConfigError
 from moss_train.train.build_locks import remove_stale_build_locks
 from moss_train.train.optim import parameter_groups
+from moss_train.train.resident import give_back, load_libraries
 from moss_train.train.shards import MOMENTS, flat_tensors, optimizer_state
 
 _log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ def start(timeout_seconds: float = 0.0) -> None:
         # The other ranks of this machine wait for the same locks.
         remove_stale_build_locks()
     deepspeed = _deepspeed()
+    load_libraries()
     if on_gpu():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     timeout = timedelta(seconds=max(60 * TIMEOUT_MINUTES, timeout_seconds))
@@ -311,8 +312,7 @@ def release(engine: Any) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    give_back()
 
 
 def _deepspeed() -> Any:

@@ -20,8 +20,10 @@ from moss_train.data.loader import StepPlan
 from moss_train.errors import NonFiniteError, PreemptedError
 from moss_train.train import checkpoint, loop
 from moss_train.train import engine as distributed
+from moss_train.train.forecast import Forecast, forecast
 from moss_train.train.guard import SpikeGuard
 from moss_train.train.optim import freeze, learning_rate
+from moss_train.train.resident import give_back, restart_peak
 from moss_train.train.resume import Saver, check_identity, finished_metrics, identity_of, progress_of, say_what_rounds_otherwise
 from moss_train.train.run import Run
 from moss_train.train.tracking import Tracker
@@ -135,6 +137,8 @@ def train_stage(
         metrics = finished_metrics(run, config, progress, length)
         if metrics is not None:
             return metrics
+    give_back()
+    restart_peak()
     with distributed.building(ds_config):
         # What is frozen is not in the checkpoint.
         weights = saved.path if saved is not None and not saved.state.frozen else None
@@ -148,6 +152,7 @@ def train_stage(
         f"| {length.steps} steps of {config.train.global_batch_size} rows"
     )
     engine = distributed.initialize(model, ds_config, config.optim)
+    give_back()
     if saved is not None:
         run.together(partial(checkpoint.restore, engine, saved, run.beat))
         run.log(f"going on from {saved.path}: step {progress.step} of {length.steps}, sample {progress.samples}")
@@ -175,7 +180,10 @@ def train_stage(
     try:
         if tracker is not None:
             tracker.uses([*started_from, *data.parents])
-        last = _train(run, config, engine, data, plan, length, progress, saver, tracker, resumed=saved is not None)
+        on_cuda = distributed.device().type == "cuda"
+        steps = length.steps - progress.step
+        outlook = forecast(config, model.config, distributed.world_size(), on_cuda, steps, run.log, distributed.gather)
+        last = _train(run, config, engine, data, plan, length, progress, saver, tracker, outlook, resumed=saved is not None)
         if tracker is not None and saver.last_path is not None:
             tracker.made(saver.last_path)
         if config.export.enabled:
@@ -258,6 +266,7 @@ def _train(
     progress: loop.Progress,
     saver: Saver,
     tracker: Tracker | None,
+    outlook: Forecast,
     resumed: bool,
 ) -> dict[str, float]:
     """The loop with its reports; returns the last metrics."""
@@ -282,8 +291,9 @@ def _train(
     def report(done: loop.StepReport) -> None:
         last.clear()
         last.update({f"train/{name}": value for name, value in done.metrics.items()})
+        measured = outlook.after(done.tokens, done.seconds)
         if tracker is not None:
-            tracker.step(done)
+            tracker.step(done, measured)
 
     actions = loop.Actions(evaluate, saver.save, report, lambda: run.stop.reason is not None, run.beat)
     steps = loop.Plan(

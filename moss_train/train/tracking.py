@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from moss_train.artifacts import lineage, lineage_mapping
 from moss_train.config import TrackingConfig, WandbMode
 from moss_train.files import replace_content
+from moss_train.train import resident
 from moss_train.train.loop import StepReport
 
 _log = logging.getLogger("moss_train")
@@ -101,8 +102,8 @@ class Tracker:
         self._wandb = _start_wandb(config, run_dir, resolved)
         self._bar = _start_bar(total_steps, resumed_step or 0)
 
-    def step(self, report: StepReport) -> None:
-        """Reports one optimizer step."""
+    def step(self, report: StepReport, more: dict[str, float] | None = None) -> None:
+        """Reports one optimizer step, with more figures for metrics.jsonl where there are any."""
         self.tokens_seen += report.tokens
         self._seconds = [*self._seconds[-19:], report.seconds]
         event = {f"train/{name}": value for name, value in report.metrics.items()} | {
@@ -113,6 +114,7 @@ class Tracker:
             f"perf/{self.weight_name}_per_second": report.weight / report.seconds,
             "perf/step_seconds": report.seconds,
             "perf/memory_gib": memory_gib(),
+            **(more or {}),
         }
         if report.skipped:
             event["train/skipped"] = 1.0
@@ -263,19 +265,12 @@ def _keep_events(path: Path, last_step: int) -> list[dict[str, Any]]:
 
 def memory_gib() -> float:
     """Peak memory of this process so far, GiB: of the GPU where there is one, else resident memory."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return resident.peak_bytes() / 2**30
 
 
 def resident_gib() -> float:
     """Memory of this process now, GiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return resident.resident_bytes() / 2**30
 
 
 def plot_loss(metrics: Path, image: Path) -> None:

@@ -1,0 +1,270 @@
+"""How much memory a rank of a training run takes, from the tensors that the code allocates. No figure here is fitted to a measurement.
+
+A step is a few *moments*: the loss, the first block of the backward pass, the last, the reduction of gradients, their norm, the update.
+What is alive in each is listed tensor by tensor (`Item`), and the peak is the largest moment, not the sum of everything.
+
+On CUDA the peak is that of `torch.cuda.max_memory_allocated`: what tensors take. On the CPU it is what the process's resident memory grows
+by, which differs in two ways. A page that is never written is not resident, so DeepSpeed's buckets count as far as they are filled. And
+glibc gives freed memory back only above `KEPT_BELOW`; smaller blocks stay resident for the next tensors, so the most that small tensors
+ever take counts in every moment (mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD).
+
+Read from deepspeed 0.19.8, torch 2.13 and glibc 2.36. Shape legend: T tokens of a rank's forward, D hidden_size, I inner size of the MLP, N
+heads, V vocabulary, C tokens of a chunk of the loss, P parameters, W ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+KEPT_BELOW = 32 * 2**20
+"""glibc's DEFAULT_MMAP_THRESHOLD_MAX: freeing a mapped block raises the threshold to its size, up to this (malloc/malloc.c)."""
+
+# DeepSpeed's defaults (runtime/zero/config.py, runtime/engine.py), in elements.
+REDUCE_BUCKET = 500_000_000
+PREFETCH_BUCKET = 50_000_000
+LIVE_PARAMETERS = 1_000_000_000
+SUB_GROUP = 1_000_000_000
+PERSISTENCE_THRESHOLD = 100_000
+FALLBACK_BUCKET = 500_000_000
+"""MEMORY_OPT_ALLREDUCE_SIZE, which no setting changes."""
+
+_ROWS_PER_PRODUCT = 16384
+"""Of `model.loss`, on CUDA."""
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The numbers that memory depends on; every stage has them.
+
+    Attributes:
+        shapes: Name -> shape of every parameter, from `model.shapes.parameter_shapes`.
+        trained: Names of those that train.
+        decayed: Names of the trained ones in AdamW's first group.
+        num_layers, hidden_size, inner_size, num_heads, vocab_size: Of the model.
+        seq_len: Tokens of a row. micro_batch_size: Rows of a rank's forward. accumulation: Forwards of a rank in a step.
+        world_size: Ranks. zero: The `zero_optimization` section.
+        precision: "bf16" or "fp32". grad_accum: Format in which gradients add up.
+        recompute: Whether blocks keep only their input. eager: Whether attention keeps its scores.
+        is_cuda: Whether tensors are on a CUDA device.
+        widens: Whether bfloat16 is multiplied in float32 (`model.linear.widens`).
+        chunk_tokens: C, from `model.loss.chunk_size`.
+    """
+
+    shapes: dict[str, tuple[int, ...]] = field(repr=False)
+    trained: frozenset[str] = field(repr=False)
+    decayed: frozenset[str] = field(repr=False)
+    num_layers: int
+    hidden_size: int
+    inner_size: int
+    num_heads: int
+    vocab_size: int
+    seq_len: int
+    micro_batch_size: int
+    accumulation: int
+    world_size: int
+    zero: dict[str, Any]
+    precision: str
+    grad_accum: str
+    recompute: bool
+    eager: bool
+    is_cuda: bool
+    widens: bool
+    chunk_tokens: int
+
+    def count(self, names: frozenset[str] | None = None) -> int:
+        """Parameters in all, or of these names."""
+        return sum(math.prod(shape) for name, shape in self.shapes.items() if names is None or name in names)
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        return self.count()
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.seq_len * self.micro_batch_size
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number of the model."""
+        return BYTES[self.precision]
+
+    @property
+    def stage(self) -> int:
+        """Of ZeRO."""
+        return int(self.zero["stage"])
+
+    @property
+    def offloads(self) -> bool:
+        """Whether optimizer state is in the host's memory."""
+        return bool((self.zero.get("offload_optimizer") or {}).get("device", "none") != "none")
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest trained parameter."""
+        return max(math.prod(self.shapes[name]) for name in self.trained)
+
+    def bucket(self) -> int:
+        """Elements that DeepSpeed gathers before it reduces them."""
+        return min(int(float(self.zero.get("reduce_bucket_size", REDUCE_BUCKET))), self.count(self.trained))
+
+    def is_bf16_optimizer(self) -> bool:
+        """Whether DeepSpeed chooses its BF16_Optimizer: ZeRO-1 in bfloat16 with gradients in float32."""
+        return self.stage == 1 and self.precision == "bf16" and self.grad_accum == "fp32"
+
+
+@dataclass(frozen=True)
+class Item:
+    """Tensors of one kind that are alive together: all of their bytes, and those of the largest single one, which decides who keeps it."""
+
+    component: str
+    bytes: float
+    block: float
+    on_host: bool = False
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is alive at one point of a step."""
+
+    name: str
+    items: tuple[Item, ...]
+
+    def total(self, on_host: bool = False) -> float:
+        """Bytes of the tensors on the device, or those that offloading puts on the host."""
+        return sum(item.bytes for item in self.items if item.on_host is on_host)
+
+    def small(self) -> float:
+        """Bytes in blocks that glibc does not give back."""
+        return sum(item.bytes for item in self.items if item.block < KEPT_BELOW)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one rank.
+
+    Attributes:
+        moments: Of a step, from the second on (the first has no optimizer state yet).
+        peak: The moment that decides. peak_bytes: On the device; on the CPU, growth of resident memory.
+        kept: Of `peak_bytes`, freed blocks that the allocator still holds at the peak.
+        host_bytes: On the host, by offloading, where that is another memory.
+    """
+
+    moments: tuple[Moment, ...]
+    peak: Moment
+    peak_bytes: float
+    kept: float
+    host_bytes: float
+
+    def components(self) -> dict[str, float]:
+        """Bytes by component at the peak; they sum up to `peak_bytes`."""
+        found: dict[str, float] = {}
+        for item in self.peak.items:
+            if not item.on_host or self.host_bytes == 0:
+                found[item.component] = found.get(item.component, 0.0) + item.bytes
+        if self.kept:
+            found["kept by the allocator"] = self.kept
+        return found
+
+
+def predict(setup: Setup) -> Memory:
+    """The memory of a rank."""
+    moments = tuple(_moments(setup))
+    if setup.is_cuda:
+        peak = max(moments, key=Moment.total)
+        return Memory(moments, peak, peak.total(), 0.0, max(moment.total(on_host=True) for moment in moments))
+    # On the CPU, what is offloaded is in the same memory.
+    small = max(moment.small() for moment in moments)
+    peak = max(moments, key=lambda moment: moment.total() + moment.total(on_host=True) - moment.small())
+    kept = small - peak.small()
+    return Memory(moments, peak, peak.total() + peak.total(on_host=True) + kept, kept, 0.0)
+
+
+def activations(setup: Setup) -> tuple[list[Item], list[Item]]:
+    """(what all blocks keep for the backward pass, what one block keeps while it is computed again; empty without recompute).
+
+    `Block.forward` keeps: its input (LayerNorm's), LayerNorm's output (the input of qkv_proj and fc_in, one tensor), q, k and v as the
+    attention kernel takes them, its output, the input of out_proj, and the MLP's tensor before and after its activation.
+    """
+    t, d, i, b = setup.tokens, setup.hidden_size, setup.inner_size, setup.width
+    # Where bfloat16 is widened, attention runs in float32 and keeps its own tensors so; out_proj takes a bfloat16 copy.
+    attended = 4 if setup.widens or setup.eager else b
+    copied = 0 if setup.is_cuda and not setup.eager else b
+    per_block = [
+        Item("activations", 2 * b * t * d, b * t * d),
+        Item("activations", 4 * attended * t * d, attended * t * d),
+        Item("activations", copied * t * d, b * t * d),
+        Item("activations", 2 * b * t * i, b * t * i),
+        # Mean and reciprocal deviation of LayerNorm, log-sum-exp of attention, float32.
+        Item("activations", 4 * t * (2 + setup.num_heads), 4 * t),
+    ]
+    if setup.eager:
+        # Scores before the mask, their softmax, and the weights in the type of the values: [N, T, seq_len].
+        scores = setup.num_heads * t * setup.seq_len
+        per_block.append(Item("activations", (4 + 4 + b) * scores, 4 * scores))
+    inputs = Item("activations", b * t * d, b * t * d)
+    ends = [inputs, inputs]  # the input and the output of the last LayerNorm
+    if setup.recompute:
+        return [replace(inputs, bytes=setup.num_layers * inputs.bytes), *ends], per_block
+    return [*(replace(item, bytes=setup.num_layers * item.bytes) for item in per_block), *ends], []
+
+
+def loss_items(setup: Setup) -> list[Item]:
+    """The head's float32 gradient and one chunk of logits (`model.loss._losses_and_gradients`)."""
+    d, v, b = setup.hidden_size, setup.vocab_size, setup.width
+    chunk = min(setup.chunk_tokens, setup.tokens) * v
+    # Every token may be supervised: their hidden states and the gradients of these.
+    items = [Item("head gradient, float32", 4 * v * (d + 1), 4 * v * d), Item("loss", 2 * b * setup.tokens * d, b * setup.tokens * d)]
+    if setup.widens:
+        # The weight in float32 for the hidden states' gradients, and once more inside the product; the product before it is rounded.
+        items += [Item("head weight, widened", 8 * v * d, 4 * v * d), Item("logits", 6 * chunk, 4 * chunk)]
+    elif b == 4:
+        items += [Item("logits", 4 * chunk, 4 * chunk)]
+    else:
+        # The product, its float32 copy, and on CUDA a slice of the weight's gradient.
+        items += [Item("logits", 6 * chunk, 4 * chunk)]
+    if setup.is_cuda and b == 2:
+        part = 4 * min(v, _ROWS_PER_PRODUCT) * d
+        items.append(Item("loss", part, part))
+    return items
+
+
+def block_backward(setup: Setup) -> list[Item]:
+    """What the backward pass of one block has beside what was kept: most in fc_in."""
+    t, d, i, b = setup.tokens, setup.hidden_size, setup.inner_size, setup.width
+    if setup.widens:
+        # `_WidenedLinear.backward`: the gradient and its float32 copy [T, I], x and its gradient; the weight's product and its rounding.
+        return [
+            Item("backward of a block", (2 + 4) * t * i + (2 + 4) * t * d, 4 * t * i),
+            Item("backward of a block", (4 + 2) * i * d, 4 * i * d),
+        ]
+    # The gradients before and after the activation, that of the residual, and the weight's gradient.
+    return [Item("backward of a block", 2 * b * t * i + b * t * d, b * t * i), Item("backward of a block", b * i * d, b * i * d)]
+
+
+def _moments(setup: Setup) -> list[Moment]:
+    from moss_train.train.memory_zero import Zero
+
+    zero = Zero(setup)
+    kept, again = activations(setup)
+    head = setup.width * setup.vocab_size * (setup.hidden_size + 1)
+    head_gradient = Item("gradients, one parameter", head, head)
+    held = [*zero.always(), *zero.between_micro_batches()]
+    whole, gathering = zero.gathered(), zero.gathering()
+    inside = [*again, *block_backward(setup)]
+    after = [*zero.always(), *zero.gradients()]
+    return [
+        Moment("loss", (*held, *whole, *kept, *loss_items(setup))),
+        Moment("backward, last block", (*held, *whole, *gathering, *kept, *inside, head_gradient)),
+        # All other blocks have been through: their activations are gone, their gradients are there.
+        Moment("backward, embedding", (*after, *whole, head_gradient)),
+        Moment("reduction", (*after, *zero.reduction())),
+        Moment("gradient norm", (*after, *zero.norm())),
+        Moment("update", (*after, *zero.update())),
+        Moment("gathering the new weights", (*zero.always(), *zero.weights_gathering())),
+    ]

@@ -1,0 +1,75 @@
+"""Memory of this process, in bytes, as the kernel and torch count it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import os
+from pathlib import Path
+
+_LOADED_LATE = (
+    "torch._dynamo",
+    "torch.profiler",
+    "moss_train.model.codegen",
+    "deepspeed.runtime.bf16_optimizer",
+    "deepspeed.runtime.zero.stage3",
+    # Asked for by every ZeRO optimizer, and by nothing before; with it comes torch's compiler.
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+)
+"""What a run would load on its way: with the first model, the optimizer, the first step."""
+_imported = [0]
+
+
+def load_libraries() -> None:
+    """Loads what a run loads sooner or later, and notes the memory of the program: what is taken from here on is the run's own."""
+    for name in _LOADED_LATE:
+        importlib.import_module(name)
+    _imported[0] = resident_bytes()
+
+
+def give_back() -> None:
+    """Returns freed memory to the system. glibc keeps it for the next tensors, which may be too large to lie in what was left of reading
+    data, or of building a model."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """Resident memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes() -> int:
+    """Most memory so far: of torch's tensors on a CUDA device, else resident. `getrusage` would tell that of the process this one was
+    started from, where it was larger."""
+    import torch
+
+    if _on_cuda():
+        return torch.cuda.max_memory_allocated()
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    # Some kernels do not keep the peak.
+    return int(status["VmHWM"].split()[0]) * 1024 if "VmHWM" in status else resident_bytes()
+
+
+def peak_growth_bytes() -> int:
+    """`peak_bytes` without the program itself: what a plan predicts."""
+    return peak_bytes() if _on_cuda() else max(0, peak_bytes() - _imported[0])
+
+
+def restart_peak() -> None:
+    """Counts the peak anew from now on: a sweep runs several jobs in a process."""
+    import torch
+
+    if _on_cuda():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        # proc(5): 5 resets the peak resident set size.
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _on_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
