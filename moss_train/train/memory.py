@@ -257,13 +257,13 @@ def _moments(setup: Setup) -> list[Moment]:
     held = [*zero.always(), *zero.between_micro_batches()]
     whole, gathering = zero.gathered(), zero.gathering()
     inside = [*again, *block_backward(setup)]
-    after = [*zero.always(), *zero.gradients()]
+    after = [*zero.always(), *zero.reduced()]
     return [
         Moment("loss", (*held, *whole, *kept, *loss_items(setup))),
         Moment("backward, last block", (*held, *whole, *gathering, *kept, *inside, head_gradient)),
         # All other blocks have been through: their activations are gone, their gradients are there.
-        Moment("backward, embedding", (*after, *whole, head_gradient)),
-        Moment("reduction", (*after, *zero.reduction())),
+        Moment("backward, embedding", (*zero.always(), *zero.gradients(), *whole, head_gradient)),
+        Moment("reduction", (*zero.always(), *zero.reduction())),
         Moment("gradient norm", (*after, *zero.norm())),
         Moment("update", (*after, *zero.update())),
         Moment("gathering the new weights", (*zero.always(), *zero.weights_gathering())),

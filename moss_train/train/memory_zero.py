@@ -11,6 +11,7 @@ import math
 from moss_train.train.memory import (
     BYTES,
     FALLBACK_BUCKET,
+    KEPT_BELOW,
     LIVE_PARAMETERS,
     PERSISTENCE_THRESHOLD,
     PREFETCH_BUCKET,
@@ -86,7 +87,7 @@ class Zero:
             return []
         if self.setup.stage == 1:
             # Only the last backward reduces: until then every parameter has its gradient.
-            return [Item(GRADIENTS, self.accum * self.trained, self.accum * self.setup.largest / 2)]
+            return self.by_parameter(self.accum)
         # This rank's part: `averaged_gradients` in float32, or `all_grad_tensors`.
         return [Item(GRADIENTS, self.accum * self.shard, self.accum * self.shard)]
 
@@ -107,14 +108,27 @@ class Zero:
         ahead = self.width * min(self.setting("stage3_prefetch_bucket_size", PREFETCH_BUCKET), self.setup.parameters)
         return [Item("gathered parameters", ahead, ahead)]
 
+    def by_parameter(self, width: int) -> list[Item]:
+        """A gradient for each parameter, in a tensor of its own: small ones and large ones apart, since glibc treats them so."""
+        sizes = [width * math.prod(self.setup.shapes[name]) for name in self.setup.trained]
+        small = [size for size in sizes if size < KEPT_BELOW]
+        return [Item(GRADIENTS, sum(small), max(small, default=0)), Item(GRADIENTS, sum(sizes) - sum(small), max(sizes))]
+
     def gradients(self) -> list[Item]:
-        """When the backward pass has been through."""
+        """When the backward pass has been through, before they are reduced."""
         setup = self.setup
         if setup.is_bf16_optimizer() or setup.stage == 3:
             return []
-        if setup.stage == 1 and self.width == self.accum:
-            return [Item(GRADIENTS, self.width * self.trained, self.width * self.trained)]
-        # ZeRO-2: gradients lie in the bucket, or have been added to this rank's part of them.
+        if setup.stage == 1:
+            return self.by_parameter(self.width)
+        # ZeRO-2: gradients lie in the bucket.
+        return [Item(BUFFERS, self.width * self.bucket_allocated(), self.width * self.bucket), *self.between_micro_batches()]
+
+    def reduced(self) -> list[Item]:
+        """From the reduction to the update: this rank's part (`averaged_gradients`)."""
+        setup = self.setup
+        if setup.is_bf16_optimizer() or setup.stage == 3:
+            return []
         return [Item(GRADIENTS, self.accum * self.shard, self.accum * self.shard)]
 
     def reduction(self) -> list[Item]:
@@ -135,16 +149,21 @@ class Zero:
             own = self.accum * math.ceil(self.bucket / setup.world_size) if self.width != self.accum else 0
             return [Item(BUFFERS, staged, staged), Item(BUFFERS, max(staged if gloo else 0, own), staged)]
         if not setup.zero.get("contiguous_gradients", True):
-            return [Item(BUFFERS, staged, staged)]
+            return [*self.by_parameter(self.width), *self.reduced(), Item(BUFFERS, staged, staged)]
         # ZeRO-1 and 2: the contiguous bucket, two of them where communication overlaps (the second is written once the first is full), and
         # the concatenation of its slices (`allreduce_bucket`).
         full = self.bucket < self.trained
         both = 2 if setup.zero.get("overlap_comm") and (full or setup.is_cuda) else 1
-        bucket = self.width * self.bucket_allocated()
-        one = self.accum * self.largest_part if self.width != self.accum else 0
-        items = [Item(BUFFERS, staged, staged), Item(BUFFERS, one, one)]
-        # In float32 ZeRO-1 the bucket is where the gradients are, but for what does not fit.
-        return items if setup.stage == 1 and not setup.is_cuda else [Item(BUFFERS, both * bucket, bucket), *items]
+        bucket = Item(BUFFERS, both * self.width * self.bucket_allocated(), self.width * self.bucket_allocated())
+        own = self.accum * self.shard
+        if self.width != self.accum:
+            # The float32 part is added to while the concatenation is there, a parameter at a time (`_add_to_grad_partition_buffer`).
+            one = self.accum * self.largest_part
+            return [Item(GRADIENTS, own, own), bucket, Item(BUFFERS, staged, staged), Item(BUFFERS, one, one)]
+        # `grads_in_partition` is made when the concatenation is gone. What does not fit into ZeRO-1's bucket is still with its parameters.
+        waiting = self.width * (self.trained - self.bucket) if setup.stage == 1 else 0
+        before = self.between_micro_batches() if setup.stage == 2 else []
+        return [bucket, Item(BUFFERS, max(staged, own), staged), Item(GRADIENTS, waiting, waiting), *before]
 
     def norm(self) -> list[Item]:
         """The norm is taken in float64, a tensor at a time (`get_norm_dtype`); ZeRO-1 in bfloat16 takes it in float32, in place."""
