@@ -27,7 +27,7 @@ from moss_train.cores import threads_per_rank
 from moss_train.errors import ConfigError
 from moss_train.train.build_locks import remove_stale_build_locks
 from moss_train.train.optim import parameter_groups
-from moss_train.train.resident import give_back, load_libraries
+from moss_train.train.resident import give_back, load_libraries, map_large_blocks
 from moss_train.train.shards import MOMENTS, flat_tensors, optimizer_state
 
 _log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ def start(timeout_seconds: float = 0.0) -> None:
     if not on_gpu():
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(threads_per_rank())
+        map_large_blocks()
     if "RANK" not in os.environ:
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())

@@ -5,8 +5,8 @@ What is alive in each is listed tensor by tensor (`Item`), and the peak is the l
 
 On CUDA the peak is that of `torch.cuda.max_memory_allocated`: what tensors take. On the CPU it is what the process's resident memory grows
 by, which differs in two ways. A page that is never written is not resident, so DeepSpeed's buckets count as far as they are filled. And
-glibc gives freed memory back only above `KEPT_BELOW`; smaller blocks stay resident for the next tensors, so the most that small tensors
-ever take counts in every moment (mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD).
+glibc gives freed memory back at once only from `resident.MAPPED_FROM` on; smaller blocks stay resident for the next tensors, so the most
+that small tensors ever take counts in every moment.
 
 Read from deepspeed 0.19.8, torch 2.13 and glibc 2.36. Shape legend: T tokens of a rank's forward, D hidden_size, I inner size of the MLP, N
 heads, V vocabulary, C tokens of a chunk of the loss, P parameters, W ranks.
@@ -18,8 +18,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-KEPT_BELOW = 32 * 2**20
-"""glibc's DEFAULT_MMAP_THRESHOLD_MAX: freeing a mapped block raises the threshold to its size, up to this (malloc/malloc.c)."""
+from moss_train.train.resident import MAPPED_FROM
 
 # DeepSpeed's defaults (runtime/zero/config.py, runtime/engine.py), in elements.
 REDUCE_BUCKET = 500_000_000
@@ -30,6 +29,8 @@ PERSISTENCE_THRESHOLD = 100_000
 FALLBACK_BUCKET = 500_000_000
 """MEMORY_OPT_ALLREDUCE_SIZE, which no setting changes."""
 
+_QKV_BLOCKS = 4
+"""`model.shapes.QKV_BLOCKS`."""
 _ROWS_PER_PRODUCT = 16384
 """Of `model.loss`, on CUDA."""
 
@@ -141,7 +142,7 @@ class Moment:
 
     def small(self) -> float:
         """Bytes in blocks that glibc does not give back."""
-        return sum(item.bytes for item in self.items if item.block < KEPT_BELOW)
+        return sum(item.bytes for item in self.items if item.block < MAPPED_FROM)
 
 
 @dataclass(frozen=True)
@@ -195,10 +196,13 @@ def activations(setup: Setup) -> tuple[list[Item], list[Item]]:
     # Where bfloat16 is widened, attention runs in float32 and keeps its own tensors so; out_proj takes a bfloat16 copy.
     attended = 4 if setup.widens or setup.eager else b
     copied = 0 if setup.is_cuda and not setup.eager else b
+    # v is cut out of the output of qkv_proj. With as many heads as that has blocks it is a view, which keeps q and k too.
+    whole = 2 * b if setup.num_heads == _QKV_BLOCKS and not (setup.widens or setup.eager) else 0
     per_block = [
         Item("activations", 2 * b * t * d, b * t * d),
         Item("activations", 4 * attended * t * d, attended * t * d),
         Item("activations", copied * t * d, b * t * d),
+        Item("activations", whole * t * d, 3 * b * t * d),
         Item("activations", 2 * b * t * i, b * t * i),
         # Mean and reciprocal deviation of LayerNorm, log-sum-exp of attention, float32.
         Item("activations", 4 * t * (2 + setup.num_heads), 4 * t),
@@ -259,6 +263,7 @@ def _moments(setup: Setup) -> list[Moment]:
     inside = [*again, *block_backward(setup)]
     after = [*zero.always(), *zero.reduced()]
     return [
+        Moment("forward, gathering", (*held, *zero.in_flight())),
         Moment("loss", (*held, *whole, *kept, *loss_items(setup))),
         Moment("backward, last block", (*held, *whole, *gathering, *kept, *inside, head_gradient)),
         # All other blocks have been through: their activations are gone, their gradients are there.

@@ -11,7 +11,6 @@ import math
 from moss_train.train.memory import (
     BYTES,
     FALLBACK_BUCKET,
-    KEPT_BELOW,
     LIVE_PARAMETERS,
     PERSISTENCE_THRESHOLD,
     PREFETCH_BUCKET,
@@ -20,6 +19,7 @@ from moss_train.train.memory import (
     Item,
     Setup,
 )
+from moss_train.train.resident import MAPPED_FROM
 
 PARAMETERS, GRADIENTS, STATE, BUFFERS = "parameters", "gradients", "optimizer state", "DeepSpeed buffers"
 
@@ -92,17 +92,37 @@ class Zero:
         return [Item(GRADIENTS, self.accum * self.shard, self.accum * self.shard)]
 
     def gathered(self) -> list[Item]:
-        """ZeRO-3: parameters that are whole. They are released when more are live than a bound, or not needed again soon."""
-        if self.setup.stage != 3:
+        """ZeRO-3: parameters that are whole. They are released when more are live than a bound, or not needed again soon.
+
+        One rank has them whole anyway, and takes no copies (`NoGatherCoalescedHandle`).
+        """
+        if self.setup.stage != 3 or self.setup.world_size == 1:
             return []
-        live = min(self.setup.parameters, self.setting("stage3_max_live_parameters", LIVE_PARAMETERS))
-        one = max(map(math.prod, self.setup.shapes.values()))
-        return [Item("gathered parameters", self.width * max(live, one), self.width * one)]
+        sizes = [self.width * math.prod(shape) for shape in self.setup.shapes.values()]
+        live = self.width * self.setting("stage3_max_live_parameters", LIVE_PARAMETERS)
+        if sum(sizes) > live:
+            return [Item("gathered parameters", max(live, *sizes), max(sizes))]
+        small = [size for size in sizes if size < MAPPED_FROM]
+        return [
+            Item("gathered parameters", sum(small), max(small, default=0)),
+            Item("gathered parameters", sum(sizes) - sum(small), max(sizes)),
+        ]
+
+    def in_flight(self) -> list[Item]:
+        """ZeRO-3, as a forward begins: every module fetches a bucket ahead, until as many are on their way as may be live.
+
+        They arrive in a flat tensor a fetch (`_all_gather_dtype`); gloo gathers into one of its own and copies from there.
+        """
+        if self.setup.stage != 3 or self.setup.world_size == 1:
+            return []
+        live = self.setting("stage3_max_live_parameters", LIVE_PARAMETERS)
+        flat = self.width * min(self.setup.parameters, live)
+        return [Item("gathered parameters", flat if self.setup.is_cuda else 2 * flat, flat)]
 
     def gathering(self) -> list[Item]:
         """ZeRO-3: the flat buffer into which the next modules are fetched (`AllGatherCoalescedHandle`), then copied out of."""
         live = self.setting("stage3_max_live_parameters", LIVE_PARAMETERS)
-        if self.setup.stage != 3 or self.setup.parameters <= live:
+        if self.setup.stage != 3 or self.setup.world_size == 1 or self.setup.parameters <= live:
             # All parameters are whole already.
             return []
         ahead = self.width * min(self.setting("stage3_prefetch_bucket_size", PREFETCH_BUCKET), self.setup.parameters)
@@ -111,7 +131,7 @@ class Zero:
     def by_parameter(self, width: int) -> list[Item]:
         """A gradient for each parameter, in a tensor of its own: small ones and large ones apart, since glibc treats them so."""
         sizes = [width * math.prod(self.setup.shapes[name]) for name in self.setup.trained]
-        small = [size for size in sizes if size < KEPT_BELOW]
+        small = [size for size in sizes if size < MAPPED_FROM]
         return [Item(GRADIENTS, sum(small), max(small, default=0)), Item(GRADIENTS, sum(sizes) - sum(small), max(sizes))]
 
     def gradients(self) -> list[Item]:

@@ -18,6 +18,9 @@ _LOADED_LATE = (
     "deepspeed.runtime.zero.muon.muon_optimizer",
 )
 """What a run would load on its way: with the first model, the optimizer, the first step."""
+MAPPED_FROM = 8 * 2**20
+"""Bytes from which a block of memory is a mapping of its own, see `map_large_blocks`."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _imported = [0]
 
 
@@ -26,6 +29,19 @@ def load_libraries() -> None:
     for name in _LOADED_LATE:
         importlib.import_module(name)
     _imported[0] = resident_bytes()
+
+
+def map_large_blocks() -> None:
+    """Makes glibc return large tensors to the system when they are freed.
+
+    By itself it raises that limit, up to 32 MiB, whenever a larger block is freed (mallopt(3), M_MMAP_THRESHOLD), and then keeps the
+    gathered parameters and gradients of ZeRO-3 in pieces: 3.2 GB a rank instead of 2.6 for 105 M parameters, in the same time. The second
+    setting keeps the ratio of the two that glibc keeps.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * MAPPED_FROM)
 
 
 def give_back() -> None:
