@@ -35,7 +35,7 @@ def map_large_blocks() -> None:
     """Makes glibc return large tensors to the system when they are freed.
 
     By itself it raises that limit, up to 32 MiB, whenever a larger block is freed (mallopt(3), M_MMAP_THRESHOLD), and then keeps the
-    gathered parameters and gradients of ZeRO-3 in pieces: 3.2 GB a rank instead of 2.6 for 105 M parameters, in the same time. The second
+    gathered parameters and gradients of ZeRO-3 in pieces: 3.1 GiB a rank instead of 2.6 for 105 M parameters, in the same time. The second
     setting keeps the ratio of the two that glibc keeps.
     """
     with contextlib.suppress(OSError, AttributeError):
