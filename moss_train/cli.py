@@ -69,7 +69,10 @@ PROGRAMS["verify_resume"].stages.update(
     pretrain=Program("verify_resume_pretrain", "moss_train.pretrain.config:VerifyPretrainConfig", "moss_train.pretrain.main:verify"),
 )
 
-PLANS = {"sft": PROGRAMS["plan"]}
+PLANS = {
+    "sft": PROGRAMS["plan"],
+    "pretrain": Program("plan_pretrain", "moss_train.pretrain.config:PlanPretrainConfig", "moss_train.pretrain.main:plan"),
+}
 """Stage -> its `plan` program. A stage adds a line: its own settings with `PlanOptions`, and a function that calls `plan_stage`."""
 
 HYDRA_SETTINGS = {
@@ -163,7 +166,10 @@ def run(name: str) -> None:
 def plan_program(arguments: list[str]) -> Program:
     """The program that plans the stage in `stage=NAME`, else the one whose name the preset's has in it, else SFT."""
     given = dict(argument.lstrip("+").split("=", 1) for argument in arguments if "=" in argument)
-    stage = given.get("stage") or next((name for name in PLANS if name in given.get("config", "")), "sft")
+    preset = given.get("config", "")
+    # moss_moon_003_base and codegen_2b_zh do not say so.
+    of_presets = {"pretrain": ("pretrain", "_base", "_zh"), "sft": ("sft",)}
+    stage = given.get("stage") or next((name for name, parts in of_presets.items() if any(part in preset for part in parts)), "sft")
     if stage not in PLANS:
         report(f"stage={stage}: there is no such stage; expected one of {', '.join(PLANS)}", UsageError.exit_code)
         sys.exit(UsageError.exit_code)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from moss_train.config import StageConfig, TrainConfig, VerifyConfig
+from moss_train.train.config import PlanOptions
 
 
 class WeighBy(StrEnum):
@@ -166,3 +167,12 @@ class VerifyPretrainConfig(PretrainConfig):
 
     def problems(self) -> list[str]:
         return super().problems() + self.verify.problems()
+
+
+@dataclass
+class PlanPretrainConfig(PretrainConfig, PlanOptions):
+    """Everything that `scripts/plan.py` takes for this stage."""
+
+    def problems(self) -> list[str]:
+        # No data is read, so none need be named.
+        return StageConfig.problems(self) + self.plan_problems()

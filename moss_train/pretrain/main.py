@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moss_train.pretrain.config import PretrainConfig, VerifyPretrainConfig
+from moss_train.pretrain.config import PlanPretrainConfig, PretrainConfig, VerifyPretrainConfig
 
 if TYPE_CHECKING:
     import torch
@@ -81,3 +81,12 @@ def verify(config: VerifyPretrainConfig) -> None:
     from moss_train.train.verify import verify_resume
 
     verify_resume(config, config.verify, main)
+
+
+def plan(config: PlanPretrainConfig) -> None:
+    """Tells what a job would take: the job behind `scripts/plan.py`."""
+    from moss_train.train.plan import plan_stage
+
+    settled = in_steps(config)
+    assert isinstance(settled, PlanPretrainConfig)
+    plan_stage(settled, settled, config.data.seq_len)

@@ -231,6 +231,8 @@ def test_options() -> None:
 def test_the_stage_is_named_or_guessed_from_the_preset() -> None:
     assert plan_program(["+config=tiny_sft"]) is PLANS["sft"]
     assert plan_program(["stage=sft"]) is PLANS["sft"]
+    for preset in ("tiny_pretrain", "moss_moon_003_base", "codegen_2b_zh"):
+        assert plan_program([f"+config={preset}"]) is PLANS["pretrain"]
     with pytest.raises(SystemExit) as caught:
         plan_program(["stage=nothing"])
     assert caught.value.code == 2
@@ -275,3 +277,12 @@ def test_a_run_tells_predicted_and_measured() -> None:
     (line,) = lines
     assert "predicted 1.00 GiB (peak: loss)" in line
     assert "30 tokens/s" in line
+
+
+def test_the_length_of_a_pretraining_run_is_in_tokens(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    result = python("scripts/plan.py", "+config=moss_moon_003_base", "world_size=8", "device=H200", f"out={out}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    # 133.3e9 tokens in steps of 2^21, rounded up.
+    assert "63,563 steps, 133,301,272,576 tokens" in result.stdout
+    assert out.is_file()
