@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moss_train.config import Decay, OptimConfig, Schedule
+from moss_train.config import CooldownShape, Decay, OptimConfig, Schedule
 from moss_train.errors import ConfigError
 from moss_train.train.optim import freeze, is_decayed, learning_rate
 
@@ -36,6 +36,40 @@ def test_warmup_as_a_share_and_a_floor() -> None:
 
 def test_without_warmup_the_first_step_is_already_on_the_schedule() -> None:
     assert learning_rate(OptimConfig(lr=1.0, schedule=Schedule.linear, warmup=0), 0, 4) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "half_way"), [(CooldownShape.linear, 0.5), (CooldownShape.cosine, 0.5), (CooldownShape.sqrt, 1 - 0.5**0.5)]
+)
+def test_wsd_is_constant_and_then_falls(shape: CooldownShape, half_way: float) -> None:
+    config = OptimConfig(lr=1.0, schedule=Schedule.wsd, warmup=10, cooldown=19, cooldown_shape=shape)
+    rates = [learning_rate(config, step, 100) for step in range(101)]
+    assert rates[9:81] == [1.0] * 72
+    # 10 of the 20 equal parts from the end of the constant part to the step after the last.
+    assert rates[90] == pytest.approx(half_way)
+    assert rates[99] > rates[100] == 0.0
+    assert rates[80:] == sorted(rates[80:], reverse=True)
+
+
+def test_a_wsd_run_made_longer_is_the_same_until_the_old_cooldown() -> None:
+    config = OptimConfig(lr=1.0, schedule=Schedule.wsd, warmup=10, cooldown=0.2, min_lr_ratio=0.1)
+    short, long = ([learning_rate(config, step, total) for step in range(80)] for total in (100, 1000))
+    assert short == long
+    assert learning_rate(config, 99, 100) < learning_rate(config, 99, 1000) == 1.0
+
+
+@pytest.mark.parametrize("schedule", list(Schedule))
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 7.0])
+def test_in_tokens_a_schedule_is_what_it_is_in_steps_and_another_batch_size_does_not_bend_it(schedule: Schedule, warmup: float) -> None:
+    config = OptimConfig(lr=1.0, schedule=schedule, warmup=warmup)
+    tokens = 2**21
+    for step in range(100):
+        assert learning_rate(config, step * tokens, 100 * tokens, tokens) == pytest.approx(learning_rate(config, step, 100), abs=1e-12)
+    # Half the batch at twice the steps: at the same tokens nearly the same rate.
+    if warmup < 1:
+        for step in range(10, 99):
+            halved = learning_rate(config, step * tokens, 100 * tokens, tokens // 2)
+            assert halved == pytest.approx(learning_rate(config, step, 100), abs=0.06)
 
 
 @pytest.mark.parametrize(
