@@ -227,8 +227,11 @@ def reduce_metrics(totals: dict[str, list[float]]) -> dict[str, float]:
     """
     names = sorted(totals)
     sums = distributed.all_reduce_sum([value for name in names for value in totals[name]])
-    means = {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(names) if sums[2 * i + 1]}
-    return {"loss": math.nan} | means if "loss" in totals else means
+    return {
+        name: sums[2 * i] / sums[2 * i + 1] if sums[2 * i + 1] else math.nan
+        for i, name in enumerate(names)
+        if sums[2 * i + 1] or name == "loss"
+    }
 
 
 def evaluate_batches(engine: Any, batches: Batches, actions: Actions) -> dict[str, float]:

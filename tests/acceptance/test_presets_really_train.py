@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,19 +19,37 @@ from transformers import CodeGenConfig
 from moss_train.model.codegen import CodeGenLM
 from tests.forked import forked
 from tests.launch import REPOSITORY, losses, metrics, python, succeeded
+from tests.small_corpora import write_corpus
 
 # Preset -> parameters of the model it names; None: settled by the tokenizer that is trained on the data.
 PRESETS = {"tiny_sft": None, "moss_moon_003_sft": 16_717_980_160, "moss_moon_003_sft_plugin": 16_717_980_160}
+PRETRAINING = {"tiny_pretrain": None, "moss_moon_003_base": 16_717_980_160, "codegen_2b_zh": 2_779_356_160}
 
 
 def test_no_preset_is_left_out() -> None:
-    assert {path.stem for path in (REPOSITORY / "configs" / "config").glob("*.yaml")} == set(PRESETS)
+    assert {path.stem for path in (REPOSITORY / "configs" / "config").glob("*.yaml")} == {*PRESETS, *PRETRAINING}
 
 
 @pytest.mark.parametrize(("preset", "parameters"), [(name, count) for name, count in PRESETS.items() if count])
 def test_size_on_the_meta_device(preset: str, parameters: int) -> None:
     shown = yaml.safe_load(succeeded(python("scripts/sft.py", f"+config={preset}", "--cfg", "job")).stdout)
-    shape = shown["model"]
+    assert parameters_of(shown["model"]) == parameters
+    assert shown["train"]["epochs"] == 2
+    assert shown["train"]["global_batch_size"] == 128
+    assert shown["optim"]["lr"] == 1.5e-5
+
+
+@pytest.mark.parametrize(("preset", "parameters"), [(name, count) for name, count in PRETRAINING.items() if count])
+def test_size_of_what_is_pretrained(preset: str, parameters: int) -> None:
+    shown = yaml.safe_load(succeeded(python("scripts/pretrain.py", f"+config={preset}", "--cfg", "job")).stdout)
+    assert parameters_of(shown["model"]) == parameters
+    if preset == "moss_moon_003_base":
+        assert shown["train"]["tokens"] == pytest.approx(133.3e9)
+        assert shown["data"]["weights"]["zh"] == 5 * shown["data"]["weights"]["en"]
+
+
+def parameters_of(shape: dict[str, Any]) -> int:
+    """Of a model as a configuration describes it, on the meta device."""
     config = CodeGenConfig(
         vocab_size=shape["vocab_size"],
         n_positions=shape["max_positions"],
@@ -43,10 +62,7 @@ def test_size_on_the_meta_device(preset: str, parameters: int) -> None:
     )
     with torch.device("meta"):
         model = CodeGenLM(config)
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert shown["train"]["epochs"] == 2
-    assert shown["train"]["global_batch_size"] == 128
-    assert shown["optim"]["lr"] == 1.5e-5
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_tiny_preset_with_no_other_argument(tmp_path: Path) -> None:
@@ -55,6 +71,31 @@ def test_tiny_preset_with_no_other_argument(tmp_path: Path) -> None:
     evaluations = [event["eval/valid/loss"] for event in metrics(tmp_path / "run") if "eval/valid/loss" in event]
     assert len(losses(tmp_path / "run")) == 60
     assert evaluations[-1] < evaluations[0] - 2
+
+
+def test_tiny_pretraining_with_no_other_argument(tmp_path: Path) -> None:
+    """As it is shipped, all steps; only the run directory is another."""
+    succeeded(forked(2, "scripts/pretrain.py", "+config=tiny_pretrain", f"run.dir={tmp_path}/run"))
+    events = [event for event in metrics(tmp_path / "run") if "eval/valid/loss" in event]
+    assert len(losses(tmp_path / "run")) == 60
+    for language in ("zh", "en"):
+        name = f"eval/valid/bits_per_byte/{language}"
+        assert events[-1][name] < 0.7 * events[0][name]
+
+
+@pytest.mark.parametrize("preset", ["moss_moon_003_base", "codegen_2b_zh"])
+def test_pretraining_presets_train_at_a_small_size(preset: str, tmp_path: Path) -> None:
+    """Mixture, phases, schedule, z-loss, recomputation, optimizer and ZeRO-3 as shipped."""
+    corpus = write_corpus(tmp_path)
+    shape = ("model.num_layers=1", "model.num_heads=4", "model.hidden_size=64", "model.rotary_dim=16", "model.vocab_size=1024")
+    sizes = ("data.seq_len=64", "train.global_batch_size=4", "train.micro_batch_size=1", "data.max_epochs=null", "optim.lr=1e-3")
+    length = ("train.tokens=1024",) if preset == "moss_moon_003_base" else ("train.steps=4",)
+    run = ("init_from=null", f"data.train={corpus}", f"run.dir={tmp_path}/run", "train.keep=0", "export.enabled=false")
+    succeeded(forked(2, "scripts/pretrain.py", f"+config={preset}", *shape, *sizes, *length, *run))
+    found = losses(tmp_path / "run")
+    assert len(found) == 4
+    assert found[-1] < found[0]
+    assert all("train/z_loss" in event for event in metrics(tmp_path / "run") if "train/loss" in event)
 
 
 @pytest.mark.slow
