@@ -18,25 +18,25 @@ _LOADED_LATE = (
     "deepspeed.runtime.zero.muon.muon_optimizer",
 )
 """What a run would load on its way: with the first model, the optimizer, the first step."""
-MAPPED_FROM = 8 * 2**20
+MAPPED_FROM = 2**20
 """Bytes from which a block of memory is a mapping of its own, see `map_large_blocks`."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_imported = [0]
+_imported = {"all": 0, "of files": 0}
 
 
 def load_libraries() -> None:
     """Loads what a run loads sooner or later, and notes the memory of the program: what is taken from here on is the run's own."""
     for name in _LOADED_LATE:
         importlib.import_module(name)
-    _imported[0] = resident_bytes()
+    _imported.update({"all": resident_bytes(), "of files": _file_bytes()})
 
 
 def map_large_blocks() -> None:
     """Makes glibc return large tensors to the system when they are freed.
 
     By itself it raises that limit, up to 32 MiB, whenever a larger block is freed (mallopt(3), M_MMAP_THRESHOLD), and then keeps the
-    gathered parameters and gradients of ZeRO-3 in pieces: 3.1 GiB a rank instead of 2.6 for 105 M parameters, in the same time. The second
-    setting keeps the ratio of the two that glibc keeps.
+    gathered parameters and gradients of ZeRO-3, and the activations of recomputed blocks, in pieces. The second setting keeps the ratio
+    of the two that glibc keeps.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
@@ -64,14 +64,18 @@ def peak_bytes() -> int:
 
     if _on_cuda():
         return torch.cuda.max_memory_allocated()
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     # Some kernels do not keep the peak.
-    return int(status["VmHWM"].split()[0]) * 1024 if "VmHWM" in status else resident_bytes()
+    return _status_bytes("VmHWM") or resident_bytes()
 
 
 def peak_growth_bytes() -> int:
-    """`peak_bytes` without the program itself: what a plan predicts."""
-    return peak_bytes() if _on_cuda() else max(0, peak_bytes() - _imported[0])
+    """`peak_bytes` without the program itself: what a plan predicts.
+
+    The pages of a library are read as they are needed, those of a dataset are mapped from its file: neither was allocated.
+    """
+    if _on_cuda():
+        return peak_bytes()
+    return max(0, peak_bytes() - _imported["all"] - max(0, _file_bytes() - _imported["of files"]))
 
 
 def restart_peak() -> None:
@@ -83,6 +87,17 @@ def restart_peak() -> None:
     with contextlib.suppress(OSError):
         # proc(5): 5 resets the peak resident set size.
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def _file_bytes() -> int:
+    """Resident pages of files, libraries among them."""
+    return _status_bytes("RssFile")
+
+
+def _status_bytes(name: str) -> int:
+    """A figure of /proc/self/status, 0 where the kernel does not give it."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return int(lines[name].split()[0]) * 1024 if name in lines else 0
 
 
 def _on_cuda() -> bool:
