@@ -206,7 +206,7 @@ def quote_texts(arguments: list[str], schema: type, sweep: bool = False) -> list
     """
     hints = dict(_typed_keys(schema))
     named = {name for name, hint in hints.items() if get_origin(hint) is dict and is_dataclass(get_args(hint)[1])}
-    numbered = {name for name, hint in hints.items() if get_origin(hint) is dict and get_args(hint)[1] is float}
+    numbered = _numbered(schema)
     texts = {name for name, hint in hints.items() if hint in (str, str | None, Any)}
     quoted = []
     for argument in arguments:
@@ -312,6 +312,7 @@ def _run_hydra(program: Program) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN and "run" in raw:
             OmegaConf.update(raw, "run.dir", f"{raw.run.dir}/{HydraConfig.get().job.num}")
         try:
+            replace_whole(raw, schema, list(HydraConfig.get().overrides.task))
             config = check(raw, schema)
             return _load(program.main)(config)
         except MossTrainError as error:
@@ -364,7 +365,9 @@ def compose_problems(program: Program, schema: type, overrides: list[str]) -> li
             else:
                 kept.append(override)
         try:
-            check(compose(program.config_name, overrides=kept), schema)
+            raw = compose(program.config_name, overrides=kept)
+            replace_whole(raw, schema, kept)
+            check(raw, schema)
         except ConfigError as error:
             problems += error.problems
         except Exception as error:
@@ -414,6 +417,34 @@ def _unknown(key: str, keys: list[str]) -> str:
         difflib.get_close_matches(key, keys, n=1, cutoff=0.6) or [name for name in keys if name.split(".")[-1] == key.split(".")[-1]][:1]
     )
     return f"{key}: there is no such key" + (f"; did you mean {close[0]}?" if close else "; --cfg job shows all keys")
+
+
+def _numbered(schema: type) -> set[str]:
+    """Keys that take a dictionary of numbers."""
+    return {name for name, hint in _typed_keys(schema) if get_origin(hint) is dict and get_args(hint)[1] is float}
+
+
+def replace_whole(raw: Any, schema: type, overrides: list[str]) -> None:
+    """Lets weights that are given as a whole take the place of those in the preset. Hydra merges the two, and what
+    `data.weights={zh: 0.8, en: 0.2}` leaves out would keep its weight; so would a path that `data.train={path: 1}` leaves out.
+
+    Args:
+        raw: What Hydra composed; changed.
+        schema: The dataclass of the program.
+        overrides: Of the command line, in order.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    weighted = _numbered(schema) | {name for name, hint in _typed_keys(schema) if hint is Any}
+    replaced = set()
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key, value = override.key_or_group, override.value()
+        if key in weighted and isinstance(value, dict):
+            OmegaConf.update(raw, key, value, merge=False)
+            replaced.add(key)
+        elif key.rpartition(".")[0] in replaced:
+            OmegaConf.update(raw, key, value, force_add=True)
 
 
 def check(raw: Any, schema: type) -> Any:

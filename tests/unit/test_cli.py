@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 
+from moss_train import cli
 from moss_train.cli import decode_keys, drop_local_rank, quote_texts
 from moss_train.config import StageConfig
 from moss_train.inference.config import GenerateConfig
+from moss_train.pretrain.config import PretrainConfig
 from moss_train.sft.config import SFTConfig
 from tests.launch import python, run, succeeded
 
@@ -99,6 +103,26 @@ def test_what_is_no_path_or_mixture_is_refused(value: str) -> None:
     assert result.returncode == 2
     assert "data.train" in result.stderr
     assert "{path: weight}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "weights"),
+    [
+        (["data.weights={zh: 0.8, en: 0.2}"], {"zh": 0.8, "en": 0.2}),
+        (["data.weights={zh: 0.8}", "data.weights.code=0.2"], {"zh": 0.8, "code": 0.2}),
+        (["data.weights.code=5"], {"zh": 100, "en": 20, "code": 5}),
+        (["data.weights={}"], {}),
+    ],
+)
+def test_weights_given_as_a_whole_replace_those_of_a_preset(arguments: list[str], weights: dict[str, float]) -> None:
+    schema, program = PretrainConfig, cli.PROGRAMS["pretrain"]
+    overrides = cli.quote_texts(["+config=moss_moon_003_base", "init_from=x", "data.train=y", *arguments], schema)
+    ConfigStore.instance().store(name="schema", node=schema, provider="moss_train")
+    ConfigStore.instance().store(name="hydra_settings", node=cli.HYDRA_SETTINGS, package="_global_", provider="moss_train")
+    with initialize_config_dir(str(cli.config_dir(program)), version_base="1.3"):
+        raw = compose(program.config_name, overrides)
+    cli.replace_whole(raw, schema, overrides)
+    assert cli.check(raw, schema).data.weights == weights
 
 
 def test_under_a_sweep_commas_separate_values() -> None:
