@@ -273,6 +273,10 @@ class Mixture:
         source = int(order[position])
         return source, segment.taken[source] + block * segment.quotas[source] + int(before[position])
 
+    def changes(self, first: int, end: int) -> bool:
+        """Whether a phase, or this mixture, begins among the samples from `first` to `end`, the latter not included."""
+        return any(first <= segment.start < end for segment in self._segments)
+
     def taken(self, number: int) -> tuple[int, ...]:
         """How many samples of each source a run has taken when it has taken those below `number`."""
         segment = self._segment(number)

@@ -77,6 +77,7 @@ class Windows:
             write_tokenizer=self.tokenizer.save,
             origins=self.mixture.origins_of_sample,
             position=self.mixture.position,
+            changes=self.mixture.changes,
             details={**self.details, "mixtures": self.mixture.history},
         )
 

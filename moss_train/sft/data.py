@@ -90,6 +90,7 @@ class Rows:
             write_tokenizer=self.tokenizer.save,
             origins=self.train_rows.origins_of_sample,
             position=self.train_rows.position,
+            changes=self.train_rows.changes,
             details=self.details,
         )
 

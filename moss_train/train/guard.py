@@ -19,7 +19,8 @@ class SpikeGuard:
 
     A loss more than `sigmas` standard deviations above the mean of the last `WINDOW` good ones is a spike (as in OLMo 2, section 3.2).
     Losses that are not finite never come here, and those of spikes do not enter the window, so neither can blind it. It begins to judge
-    when the window is full. The window is part of a checkpoint: a resumed run decides as the uninterrupted one.
+    when the window is full, and anew where the mixture of the data changes. The window is part of a checkpoint: a resumed run
+    decides as the uninterrupted one.
 
     Attributes:
         sigmas: 0 turns the guard off.
@@ -30,6 +31,10 @@ class SpikeGuard:
     sigmas: float = 6.0
     recent: list[float] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Begins the window anew: the losses that come are of other data, and say nothing beside those before."""
+        self.recent = []
 
     def is_spike(self, step: int, loss: float) -> bool:
         """Whether the update of a step is left out; notes the loss.

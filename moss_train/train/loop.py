@@ -66,6 +66,8 @@ class Plan:
     seed: int
     stop_after: int | None = None
     """Save and stop after this step, as if asked by a signal."""
+    changes: Callable[[int, int], bool] = lambda first, end: False
+    """(first sample of a step, the one after its last) -> whether other data begin there, whose losses are at another height."""
 
 
 @dataclass
@@ -160,6 +162,8 @@ def fit(engine: Any, batches_from: Callable[[int], Sequence[Batch]], plan: Plan,
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         distributed.seed_step(plan.seed, step)
+        if plan.changes(progress.samples, progress.samples + plan.samples_per_step):
+            progress.guard.forget()
         metrics, skipped = _accumulate(engine, batches, weight, progress, actions.beat)
         norm = float(engine.get_global_grad_norm() or 0.0)
         if not skipped and not engine.was_step_applied():

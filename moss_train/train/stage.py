@@ -65,6 +65,8 @@ class StageData:
     """Number of a sample -> where its records came from, as `file:line`."""
     position: Callable[[int], dict[str, Any]]
     """Number of samples taken -> where a run is in its data, as JSON; what its checkpoints remember."""
+    changes: Callable[[int, int], bool] = lambda first, end: False
+    """Whether another mixture begins among these samples, the second not included."""
     tokens_per_sample: int | None = None
     """Where every sample holds so many tokens the learning rate follows tokens, and another batch size does not bend it."""
     details: dict[str, Any] = field(default_factory=dict)
@@ -304,6 +306,7 @@ def _train(
         _schedule(config, length, data.tokens_per_sample),
         config.run.seed,
         config.run.stop_after,
+        data.changes,
     )
     run.stop.at_once = False
     finished = False

@@ -107,3 +107,20 @@ def test_a_source_that_changed_under_its_name_is_not_gone_on_with(corpus: Path, 
     told = pretrain(1, run_dir, corpus, MIXED, "train.steps=4", "data.seq_len=32", "run.allow_changes=[data,train.steps]", code=5)
     assert "the windows of en, zh, code are not those" in told or "would be trained on again" in told
     assert status(run_dir)["exit_code"] == 5
+
+
+def test_a_phase_whose_losses_are_higher_is_no_spike(corpus: Path, tmp_path: Path) -> None:
+    phases = "data.phases=[{tokens: 35840, weights: {en: 1}}, {tokens: 3584, weights: {zh: 1}}]"
+    small = [
+        "train.steps=null",
+        "train.global_batch_size=4",
+        "train.micro_batch_size=4",
+        "train.save_every=0",
+        "optim.warmup=0",
+        "optim.schedule=constant",
+    ]
+    pretrain(1, tmp_path / "run", corpus, phases, *small, "data.max_epochs=null")
+    events = [event for event in metrics(tmp_path / "run") if "train/loss" in event]
+    assert len(events) == 154
+    assert min(event["train/loss"] for event in events[140:144]) > max(event["train/loss"] for event in events[100:140])
+    assert not any("train/skipped" in event for event in events)

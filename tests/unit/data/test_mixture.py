@@ -241,3 +241,13 @@ def test_the_history_of_a_run_has_every_mixture_and_where_it_began() -> None:
     again.go_on(150, json.loads(json.dumps(second.position(150))))
     assert [entry["from_sample"] for entry in again.history] == [0, 100]
     assert again.history == second.history
+
+
+def test_it_is_known_where_other_data_begin() -> None:
+    sources = [Source("a", 10), Source("b", 10)]
+    phases = [Phase(20, (1.0, 0.0)), Phase(30, (1.0, 1.0)), Phase(None, (0.0, 1.0))]
+    mixed = Mixture(sources, phases, ["a", "b"])  # type: ignore[arg-type]
+    assert [first for first in range(0, 80, 8) if mixed.changes(first, first + 8)] == [0, 16, 48]
+    other = Mixture(sources, [1.0, 1.0], ["a", "b"])  # type: ignore[arg-type]
+    other.go_on(60, mixed.position(60))
+    assert [first for first in range(60, 100, 8) if other.changes(first, first + 8)] == [60]
