@@ -66,6 +66,8 @@ class Plan:
     seed: int
     stop_after: int | None = None
     """Save and stop after this step, as if asked by a signal."""
+    end: int | None = None
+    """The first sample that is not used, in the middle of the last step where that is partly filled."""
     changes: Callable[[int, int], bool] = lambda first, end: False
     """(first sample of a step, the one after its last) -> whether other data begin there, whose losses are at another height."""
 
@@ -168,7 +170,9 @@ def fit(engine: Any, batches_from: Callable[[int], Sequence[Batch]], plan: Plan,
         norm = float(engine.get_global_grad_norm() or 0.0)
         if not skipped and not engine.was_step_applied():
             raise NonFiniteStepError(step + 1, metrics["loss"], norm, list(range(len(batches))))
-        progress.step, progress.samples = step + 1, progress.samples + plan.samples_per_step
+        end = progress.samples + plan.samples_per_step
+        # A run that is made longer begins with the first sample that was not used, not after the places that were filled up.
+        progress.step, progress.samples = step + 1, end if plan.end is None else min(end, plan.end)
         progress.tokens, progress.weight = progress.tokens + int(tokens), progress.weight + weight
         done = StepReport(step + 1, metrics, rate, norm, weight, int(tokens), time.perf_counter() - started, skipped)
         actions.report(done)

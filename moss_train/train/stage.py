@@ -306,6 +306,7 @@ def _train(
         _schedule(config, length, data.tokens_per_sample),
         config.run.seed,
         config.run.stop_after,
+        length.samples,
         data.changes,
     )
     run.stop.at_once = False

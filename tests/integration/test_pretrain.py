@@ -124,3 +124,15 @@ def test_a_phase_whose_losses_are_higher_is_no_spike(corpus: Path, tmp_path: Pat
     assert len(events) == 154
     assert min(event["train/loss"] for event in events[140:144]) > max(event["train/loss"] for event in events[100:140])
     assert not any("train/skipped" in event for event in events)
+
+
+def test_a_run_of_an_epoch_that_is_made_longer_leaves_no_window_out(corpus: Path, tmp_path: Path) -> None:
+    # An epoch ends in the middle of a step.
+    whole = ["train.steps=null", "data.holdout=0", "data.weights={en: 1}", "train.save_every=0"]
+    pretrain(1, tmp_path / "two", corpus, *whole, "train.epochs=2")
+    pretrain(1, tmp_path / "run", corpus, *whole, "train.epochs=1")
+    pretrain(1, tmp_path / "run", corpus, *whole, "train.epochs=2", "run.allow_changes=[train.steps]")
+    longer, straight = metrics(tmp_path / "run")[-1], metrics(tmp_path / "two")[-1]
+    assert longer["tokens_seen"] == straight["tokens_seen"]
+    states = [json.loads(path.read_text())["position"]["taken"] for path in sorted(tmp_path.glob("*/checkpoints/*/state.json"))]
+    assert states[-1] == states[-2] == {key: 2 * taken for key, taken in states[0].items()}
