@@ -13,6 +13,8 @@ from moss_train.pretrain.config import PlanPretrainConfig, PretrainConfig, Verif
 if TYPE_CHECKING:
     import torch
 
+    from moss_train.train.loop import Progress
+
 
 def main(config: PretrainConfig) -> float:
     """Runs one pretraining job.
@@ -44,8 +46,8 @@ def main(config: PretrainConfig) -> float:
         run.agree("the windows", windows.fingerprint)
         if saved is not None:
             run.together(lambda: go_on(windows, saved.state.samples, saved.state.position, run.log))
-        config = in_steps(config)
         progress = progress_of(saved.state, config.train.spike_sigmas) if saved is not None else None
+        config = in_steps(config, progress)
         length = run_length(config, windows.epoch_rows, progress)
         run.together(lambda: check_passes(windows, config.data, length, run.log))
 
@@ -67,12 +69,19 @@ def main(config: PretrainConfig) -> float:
     return last.get("valid/loss", last.get("train/loss", float("nan")))
 
 
-def in_steps(config: PretrainConfig) -> PretrainConfig:
-    """The configuration with a length in tokens as one in steps, rounded up."""
+def in_steps(config: PretrainConfig, done: Progress | None = None) -> PretrainConfig:
+    """The configuration with a length in tokens as one in steps, rounded up.
+
+    Args:
+        config: Of the run.
+        done: Where the run goes on. Its steps so far may have had another batch size.
+    """
     train = config.train
     if train.tokens is None:
         return config
-    steps = math.ceil(train.tokens / (config.data.seq_len * train.global_batch_size))
+    before, samples = (done.step, done.samples) if done is not None else (0, 0)
+    left = max(0, math.ceil(train.tokens / config.data.seq_len) - samples)
+    steps = before + math.ceil(left / train.global_batch_size)
     return replace(config, train=replace(train, steps=steps, tokens=None))
 
 
