@@ -90,15 +90,19 @@ def objective_weights(entries: Sequence[Entry], weights: Mapping[str, float]) ->
     """What a token of each source counts in the loss.
 
     Raises:
-        ConfigError: A key names nothing, or nothing is left that counts.
+        ConfigError: A key names nothing, a source is named twice, or nothing is left that counts.
     """
     found = [1.0] * len(entries)
+    named: dict[int, str] = {}
     problems = []
     for name, weight in weights.items():
         members = _members(entries, name, by_path=False)
         if not members and weight != 1:
             problems.append(f"data.loss_weights has {name!r}, which is neither a source nor a language of the mixture")
         for member in members:
+            if member in named:
+                problems.append(f"data.loss_weights gives {entries[member].name} a weight twice: as {named[member]!r} and as {name!r}")
+            named[member] = name
             found[member] = float(weight)
     if not problems and not any(found):
         problems.append(f"data.loss_weights leaves no token that counts: {dict(weights)}")

@@ -196,7 +196,8 @@ def _accumulate(
     out."""
     world_size, device = distributed.world_size(), distributed.device()
     # DeepSpeed averages gradients over ranks; the sum over ranks, divided by the weight over ranks, is wanted.
-    scale = world_size / weight
+    # A step of nothing but sources that count nothing has no gradient.
+    scale = world_size / weight if weight else 0.0
     totals: dict[str, list[float]] = {}
     metrics: dict[str, float] = {}
     suspects = []

@@ -136,3 +136,12 @@ def test_a_run_of_an_epoch_that_is_made_longer_leaves_no_window_out(corpus: Path
     assert longer["tokens_seen"] == straight["tokens_seen"]
     states = [json.loads(path.read_text())["position"]["taken"] for path in sorted(tmp_path.glob("*/checkpoints/*/state.json"))]
     assert states[-1] == states[-2] == {key: 2 * taken for key, taken in states[0].items()}
+
+
+def test_a_step_in_which_nothing_counts_changes_nothing(corpus: Path, tmp_path: Path) -> None:
+    phases = "data.phases=[{tokens: 1536, weights: {en: 1}}, {tokens: 1536, weights: {zh: 1}}]"
+    small = ["data.loss_weights={en: 0}", "train.steps=null", "optim.weight_decay=0", "train.save_every=1", "data.max_epochs=null"]
+    pretrain(2, tmp_path / "run", corpus, phases, *small)
+    digests = [tensors_digest(tmp_path / "run", step) for step in (1, 2, 3, 4)]
+    assert digests[0] == digests[1] != digests[2] != digests[3]
+    assert [event["train/trained_tokens"] > 0 for event in metrics(tmp_path / "run") if "train/loss" in event] == [False, False, True, True]

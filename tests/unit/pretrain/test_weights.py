@@ -76,7 +76,11 @@ def test_a_weight_of_zero_may_name_what_is_not_there() -> None:
 
 def test_objective_weights_are_apart_from_shares() -> None:
     assert objective_weights(SOURCES, {"zh": 0.5, "code": 2}) == [0.5, 0.5, 1.0, 2.0]
-    for weights, problem in (({"fr": 0.5}, "neither a source nor a language"), ({"zh": 0, "en": 0, "code": 0}, "no token that counts")):
+    for weights, problem in (
+        ({"fr": 0.5}, "neither a source nor a language"),
+        ({"zh": 0, "en": 0, "code": 0}, "no token that counts"),
+        ({"zh": 1, "web": 0.5}, "gives web a weight twice: as 'zh' and as 'web'"),
+    ):
         with pytest.raises(ConfigError, match=problem):
             objective_weights(SOURCES, weights)
 
