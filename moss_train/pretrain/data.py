@@ -185,8 +185,15 @@ def open_windows(config: PretrainConfig, found: Mapping[str, Any], tokenizer: Mo
     for one in entries:
         if one.role == "valid":
             held.append((one, SourceWindows(one.corpus, one.source, data.seq_len, seed, bytes_of)))
+    scales = [1.0] * len(used)
+    if data.weigh_by is WeighBy.epochs and (data.weights or of_paths or data.phases):
+        # Passes over the windows that are trained on, without what is held out: so many rows of each.
+        scales = [len(rows) / one.source.tokens for one, rows in zip(mixed, parts)]
     phases = [
-        Phase(None if tokens is None else max(1, round(tokens / data.seq_len)), tuple(of_phase[place] for place in used))
+        Phase(
+            None if tokens is None else max(1, round(tokens / data.seq_len)),
+            tuple(of_phase[place] * scale for place, scale in zip(used, scales)),
+        )
         for (tokens, _, _), of_phase in zip(stretches, shares)
     ]
     mixture = Mixture(parts, phases, [one.name for one in mixed], objective_weights(mixed, data.loss_weights))
@@ -195,7 +202,7 @@ def open_windows(config: PretrainConfig, found: Mapping[str, Any], tokenizer: Mo
     rows = len(mixture)
     if data.weigh_by is WeighBy.epochs and len(phases) == 1 and (data.weights or of_paths):
         # One epoch is what the weights say: so many passes over each source.
-        rows = round(sum(phases[0].weights) / data.seq_len)
+        rows = max(1, round(sum(phases[0].weights)))
     details = {"seq_len": data.seq_len, "rows_fingerprint": mixture.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
     shown = [*mixed, *(one for one in entries if one.role == "valid")]
     return Windows(mixture, mixed, shown, valid, groups, config, tokenizer, rows, details)

@@ -145,3 +145,10 @@ def test_a_step_in_which_nothing_counts_changes_nothing(corpus: Path, tmp_path: 
     digests = [tensors_digest(tmp_path / "run", step) for step in (1, 2, 3, 4)]
     assert digests[0] == digests[1] != digests[2] != digests[3]
     assert [event["train/trained_tokens"] > 0 for event in metrics(tmp_path / "run") if "train/loss" in event] == [False, False, True, True]
+
+
+def test_passes_are_over_what_is_not_held_out(corpus: Path, tmp_path: Path) -> None:
+    weights = ["data.weigh_by=epochs", "data.weights={zh: 1, en: 1, code: 2}", "data.holdout=0.3"]
+    told = pretrain(1, tmp_path / "run", corpus, *weights, "train.steps=null", "train.epochs=1", "run.stop_after=1", code=75)
+    passes = {line.split()[0]: float(line.split()[-2]) for line in told.splitlines() if line.endswith(" passes")}
+    assert passes == pytest.approx({"zh": 1, "en": 1, "code": 2}, abs=0.1)
