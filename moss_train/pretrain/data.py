@@ -244,10 +244,13 @@ def check_passes(windows: Windows, config: CorpusDataConfig, length: Length, say
         )
         if config.max_epochs is not None and passes > config.max_epochs + 1e-9:
             share = config.max_epochs * len(mixture.sources[place]) / length.samples
+            most = f"give it at most {_floor(share)} of the tokens"
+            if share < 1 / BLOCK:
+                most = f"leave it out or prepare it together with another, since a source has one sample in {BLOCK:,} at least"
             problems.append(
                 f"data.max_epochs={config.max_epochs:g}: the run would go through {one.name} {passes:.1f} times "
-                f"({samples * config.seq_len:,} tokens, of which it has {mixture.sources[place].tokens:,}); give it at most "
-                f"{_floor(share)} of the tokens, shorten the run, add data, or allow it with data.max_epochs={math.ceil(passes)}"
+                f"({samples * config.seq_len:,} tokens, of which it has {mixture.sources[place].tokens:,}); {most}, "
+                f"shorten the run, add data, or allow it with data.max_epochs={math.ceil(passes)}"
             )
     say("the mixture, by source:\n" + "\n".join(lines))
     if windows.valid is not None:
