@@ -166,7 +166,8 @@ class Mixture:
     """Rows of several sources in given shares, which may differ by phases of the run.
 
     Every source has its own endless order, epoch after epoch, each of which takes all of its rows once; the mixture says which source comes
-    next. Of the first n samples of a phase, source s has n * weight, but for less than two: sources are spread evenly, not drawn.
+    next. Of the first n samples of a phase, source s of S has n * weight, but for less than 1 + S * weight: sources are spread evenly, not
+    drawn.
 
     A run may be gone on with in another mixture (`go_on`): each source then continues where it was, so that no row of it is repeated or
     left out; a new source begins at its beginning. Phases are counted from the start of the run.

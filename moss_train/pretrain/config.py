@@ -36,7 +36,7 @@ class CorpusDataConfig:
     """Which corpora, and how they are mixed.
 
     Where weights are asked for, a key is the name of a source, or a language (all of its sources, in proportion to their tokens, or to
-    what `weigh_by` says), or a path of `train`. What is not named is left out.
+    what `weigh_by` says); in `train` it is a path. What is not named is left out.
     """
 
     train: Any = None

@@ -251,3 +251,11 @@ def test_it_is_known_where_other_data_begin() -> None:
     other = Mixture(sources, [1.0, 1.0], ["a", "b"])  # type: ignore[arg-type]
     other.go_on(60, mixed.position(60))
     assert [first for first in range(60, 100, 8) if other.changes(first, first + 8)] == [60]
+
+
+def test_with_many_sources_each_prefix_is_within_the_bound_that_is_told() -> None:
+    count, weight = 200, 0.5
+    mixed = mixture(weight, *[(1 - weight) / (count - 1)] * (count - 1))
+    share = mixed.phases[0][1][0] / BLOCK
+    off = max(abs(mixed.taken(number)[0] - number * share) for number in range(BLOCK))
+    assert 2 < off < 1 + count * share
