@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -102,7 +102,7 @@ class CorpusDataConfig:
             last = number == len(self.phases) - 1
             if phase.tokens is None and not last:
                 found.append(f"data.phases[{number}].tokens is null; only the last phase goes on to the end")
-            elif phase.tokens is not None and not phase.tokens > 0:
+            elif phase.tokens is not None and not 0 < phase.tokens < math.inf:
                 found.append(f"data.phases[{number}].tokens is {phase.tokens}; expected a number above zero")
         return found
 
@@ -175,4 +175,5 @@ class PlanPretrainConfig(PretrainConfig, PlanOptions):
 
     def problems(self) -> list[str]:
         # No data is read, so none need be named.
-        return StageConfig.problems(self) + self.plan_problems()
+        unnamed = replace(self, data=replace(self.data, bundled=True))
+        return PretrainConfig.problems(unnamed) + self.plan_problems()

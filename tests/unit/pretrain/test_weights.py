@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from moss_train.config import ModelConfig, RunConfig
 from moss_train.data.corpus import Corpus, CorpusSource
 from moss_train.errors import ConfigError
-from moss_train.pretrain.config import CorpusDataConfig, PhaseConfig, PretrainConfig, WeighBy
+from moss_train.pretrain.config import CorpusDataConfig, PhaseConfig, PlanPretrainConfig, PretrainConfig, PretrainTrainConfig, WeighBy
 from moss_train.pretrain.weights import Entry, objective_weights, token_shares
 
 
@@ -102,6 +103,7 @@ def config(**data: object) -> CorpusDataConfig:
         ({"phases": [PhaseConfig(1e6, {})]}, "data.phases[0].weights is empty"),
         ({"phases": [PhaseConfig(None, {"zh": 1}), PhaseConfig(1e6, {"zh": 1})]}, "only the last phase goes on to the end"),
         ({"phases": [PhaseConfig(-5, {"zh": 1})]}, "data.phases[0].tokens is -5"),
+        ({"phases": [PhaseConfig(float("inf"), {"zh": 1})]}, "data.phases[0].tokens is inf"),
         ({"phases": [PhaseConfig(1e6, {"zh": 1})], "weights": {"zh": 1}}, "data.weights and data.phases both give weights"),
         ({"train": {"a": 1}, "weights": {"zh": 1}}, "data.weights and data.train both give weights"),
         ({"max_epochs": 0}, "data.max_epochs is 0"),
@@ -126,3 +128,18 @@ def test_phases_that_all_end_say_how_long_the_run_is() -> None:
     assert PretrainConfig(init_from="model", data=data).train.tokens == 3e6
     open_ended = config(phases=[PhaseConfig(1e6, {"zh": 1}), PhaseConfig(None, {"en": 1})])
     assert any("train.steps, train.epochs and train.tokens" in one for one in PretrainConfig(init_from="m", data=open_ended).problems())
+
+
+def test_a_plan_refuses_what_the_run_would_refuse_but_needs_no_data() -> None:
+    shape = ModelConfig(num_layers=2, num_heads=4, hidden_size=32, rotary_dim=4)
+    train = PretrainTrainConfig(steps=10)
+
+    def problems(**data: object) -> list[str]:
+        run = RunConfig(dir="run")
+        given = {"run": run, "init_from": None, "model": shape, "train": train, "deepspeed": {"zero_optimization": {"stage": 1}}}
+        return PlanPretrainConfig(**given, data=config(train=None, **data)).problems()  # type: ignore[arg-type]
+
+    assert problems() == []
+    assert any("data.seq_len is 0" in one for one in problems(seq_len=0))
+    assert any("longer than model.max_positions" in one for one in problems(seq_len=4096))
+    assert any("data.weights is {'zh': -1}" in one for one in problems(weights={"zh": -1}))
