@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from moss_train.artifacts import lineage
@@ -122,7 +123,7 @@ def open_entries(found: Mapping[str, Any], tokenizer: MossTokenizer) -> list[Ent
         names = Counter(name for _, corpus in mine for name in corpus.sources)
         for path, corpus in mine:
             for name, source in corpus.sources.items():
-                unique = name if names[name] == 1 else f"{corpus.directory.name}/{name}"
+                unique = name if names[name] == 1 else f"{Path(path).name}/{name}"
                 entries.append(Entry(unique, path, role, corpus, source))
                 _require_shards(source)
         twice = [name for name, number in Counter(one.name for one in entries if one.role == role).items() if number > 1]

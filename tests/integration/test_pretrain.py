@@ -152,3 +152,11 @@ def test_passes_are_over_what_is_not_held_out(corpus: Path, tmp_path: Path) -> N
     told = pretrain(1, tmp_path / "run", corpus, *weights, "train.steps=null", "train.epochs=1", "run.stop_after=1", code=75)
     passes = {line.split()[0]: float(line.split()[-2]) for line in told.splitlines() if line.endswith(" passes")}
     assert passes == pytest.approx({"zh": 1, "en": 1, "code": 2}, abs=0.1)
+
+
+def test_sources_of_several_texts_have_the_names_of_their_files(corpus: Path, tmp_path: Path) -> None:
+    texts = [corpus.parent / f"corpus_{language}.jsonl" for language in ("zh", "en")]
+    given = [f"data.train=[{texts[0]},{texts[1]}]", "data.weights={corpus_zh.jsonl/text: 3, corpus_en.jsonl/text: 1}"]
+    told = pretrain(1, tmp_path / "run", corpus, *given, "train.steps=1")
+    assert "corpus_zh.jsonl/text (und)" in told
+    assert "train/loss/und/corpus_en.jsonl/text" in metrics(tmp_path / "run")[0]
