@@ -287,6 +287,7 @@ class Mixture:
         """Where a run is that has taken the samples below `number`: for its checkpoints, and for `go_on`."""
         return {
             "mixture": self.fingerprint,
+            "seed": self.seed,
             "base": self._base,
             "starts": {**self._away, **dict(zip(self._keys, self._starts))},
             "taken": {**self._away, **dict(zip(self._keys, self.taken(number)))},

@@ -268,9 +268,14 @@ def go_on(windows: Windows, samples: int, position: Mapping[str, Any], say: Say)
     """Continues a run where a checkpoint left it, in this mixture or another.
 
     Raises:
-        ResumeError: A source has other windows than it had under its name: they could not be gone on with.
+        ResumeError: A source has other windows than it had under its name, or another order: they could not be gone on with.
     """
     mixture = windows.mixture
+    if position.get("seed", mixture.seed) != mixture.seed:
+        raise ResumeError(
+            f"run.seed was {position['seed']}, is now {mixture.seed}: in another order windows of the epochs that have begun would be "
+            "trained on again, and others left out. Restore it"
+        )
     renewed = mixture.renewed(position)
     if renewed:
         raise ResumeError(

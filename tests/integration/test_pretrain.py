@@ -107,6 +107,8 @@ def test_a_source_that_changed_under_its_name_is_not_gone_on_with(corpus: Path, 
     told = pretrain(1, run_dir, corpus, MIXED, "train.steps=4", "data.seq_len=32", "run.allow_changes=[data,train.steps]", code=5)
     assert "the windows of en, zh, code are not those" in told or "would be trained on again" in told
     assert status(run_dir)["exit_code"] == 5
+    told = pretrain(1, run_dir, corpus, MIXED, "train.steps=4", "run.seed=1", "run.allow_changes=[run.seed,train.steps]", code=5)
+    assert "run.seed was 42, is now 1" in told
 
 
 def test_a_phase_whose_losses_are_higher_is_no_spike(corpus: Path, tmp_path: Path) -> None:
