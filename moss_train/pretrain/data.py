@@ -183,8 +183,11 @@ def open_windows(config: PretrainConfig, found: Mapping[str, Any], tokenizer: Mo
         parts.append(SourceWindows(one.corpus, one.source, data.seq_len, seed, bytes_of, (0, total - apart)))
         if apart:
             held.append((one, SourceWindows(one.corpus, one.source, data.seq_len, seed, bytes_of, (total - apart, total))))
+    trained_on = {source_identity(one.corpus, one.source) for one in mixed}
     for one in entries:
         if one.role == "valid":
+            if source_identity(one.corpus, one.source) in trained_on:
+                say(f"WARNING: {one.name} of data.valid is trained on too; what is measured on it is not held out")
             held.append((one, SourceWindows(one.corpus, one.source, data.seq_len, seed, bytes_of)))
     scales = [1.0] * len(used)
     if data.weigh_by is WeighBy.epochs and (data.weights or of_paths or data.phases):

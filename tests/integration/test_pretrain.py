@@ -162,3 +162,8 @@ def test_sources_of_several_texts_have_the_names_of_their_files(corpus: Path, tm
     told = pretrain(1, tmp_path / "run", corpus, *given, "train.steps=1")
     assert "corpus_zh.jsonl/text (und)" in told
     assert "train/loss/und/corpus_en.jsonl/text" in metrics(tmp_path / "run")[0]
+
+
+def test_validation_data_that_are_trained_on_are_told_of(corpus: Path, tmp_path: Path) -> None:
+    told = pretrain(1, tmp_path / "run", corpus, "data.weights={zh: 1, en: 1}", f"data.valid={corpus}", "train.steps=1")
+    assert [name for name in ("zh", "en", "code") if f"WARNING: {name} of data.valid is trained on too" in told] == ["zh", "en"]
