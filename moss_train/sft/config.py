@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -159,4 +159,5 @@ class PlanSFTConfig(SFTConfig, PlanOptions):
 
     def problems(self) -> list[str]:
         # No data is read, so none need be named.
-        return StageConfig.problems(self) + self.plan_problems()
+        unnamed = replace(self, data=replace(self.data, bundled=True))
+        return SFTConfig.problems(unnamed) + self.plan_problems()

@@ -258,6 +258,9 @@ def test_the_program_refuses_with_exit_code_2(tmp_path: Path) -> None:
     result = python("scripts/plan.py", "+config=moss_moon_003_sft", "world_size=8", "device=A100-40GB")
     assert result.returncode == 2
     assert "The nearest that fits: " in result.stderr
+    result = python("scripts/plan.py", "+config=moss_moon_003_sft", "world_size=8", "data.seq_len=4096")
+    assert result.returncode == 2
+    assert "longer than model.max_positions (2048)" in result.stderr
     result = python("scripts/plan.py", "+config=moss_moon_003_sft", "world_size=3", "device=H200")
     assert result.returncode == 2
     assert "not divisible" in result.stderr
