@@ -196,6 +196,8 @@ def activations(setup: Setup) -> tuple[list[Item], list[Item]]:
     # Where bfloat16 is widened, attention runs in float32 and keeps its own tensors so; out_proj takes a bfloat16 copy.
     attended = 4 if setup.widens or setup.eager else b
     copied = 0 if setup.is_cuda and not setup.eager else b
+    # On the CPU, low precision is padded document by document (`model.attention._attend_by_document`): copies of q, k and v.
+    padded = 0 if setup.is_cuda or setup.eager or setup.widens or b == 4 else b
     # v is cut out of the output of qkv_proj. With as many heads as that has blocks it is a view, which keeps q and k too.
     whole = 2 * b if setup.num_heads == _QKV_BLOCKS and not (setup.widens or setup.eager) else 0
     per_block = [
@@ -203,6 +205,7 @@ def activations(setup: Setup) -> tuple[list[Item], list[Item]]:
         Item("activations", 4 * attended * t * d, attended * t * d),
         Item("activations", copied * t * d, b * t * d),
         Item("activations", whole * t * d, 3 * b * t * d),
+        Item("activations", 3 * padded * t * d, padded * t * d),
         Item("activations", 2 * b * t * i, b * t * i),
         # Mean and reciprocal deviation of LayerNorm, log-sum-exp of attention, float32.
         Item("activations", 4 * t * (2 + setup.num_heads), 4 * t),
