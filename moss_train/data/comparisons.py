@@ -130,12 +130,12 @@ def response_from_json(value: Any, human: str, where: str, origin: str) -> Turn:
         value = {"moss": f" {value.strip()}"}
     value = require_object(value, origin, f"{where} to be a text, or an object of contents by segment")
     answered = _answer(value, where, origin)
-    if not answered.get("moss", "").strip():
+    if not str(answered.get("moss", "")).strip():
         raise RecordError(origin, "empty_response", f'{where} has no text in "moss"; leave this response out.')
     return Turn(human=human, **answered)
 
 
-def _answer(value: dict[str, Any], where: str, origin: str) -> dict[str, str]:
+def _answer(value: dict[str, Any], where: str, origin: str) -> dict[str, Any]:
     return {name: require_text(value[name], f'{where[:-1]}.{name}"', origin) for name in RESPONSE_SEGMENTS if value.get(name) is not None}
 
 
