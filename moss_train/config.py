@@ -100,6 +100,22 @@ class OnBad(StrEnum):
     """Leave it out, up to a share."""
 
 
+class OnMarker(StrEnum):
+    """What to do with a role marker such as `<|Human|>:` that is spelled inside a message."""
+
+    keep = "keep"
+    space = "space"
+    error = "error"
+
+
+class DefaultMeta(StrEnum):
+    """Meta instruction of records that have none."""
+
+    moss = "moss"
+    """The published one, with the switches of `plugins` on."""
+    none = "none"
+
+
 class Resume(StrEnum):
     """What to do with a run that is found in `run.dir`."""
 

@@ -25,6 +25,7 @@ from moss_train.artifacts.config import ExportJobConfig
 from moss_train.artifacts.layouts import layout_config, rename
 from moss_train.artifacts.reopen import Tracer, compare, reopened_logits
 from moss_train.errors import DiskFullError, NonFiniteError, UsageError
+from moss_train.model.shapes import PM, head_of
 
 if TYPE_CHECKING:
     from moss_train.data.tokenizer import MossTokenizer
@@ -170,6 +171,9 @@ def _write_configs(directory: Path, model_config: Any, tokenizer: MossTokenizer,
     model_config.bos_token_id, model_config.eos_token_id = tokenizer.endoftext, tokenizer.eom
     model_config.pad_token_id = tokenizer.endoftext
     model_config.save_pretrained(directory)
+    tokenizer.save(directory)
+    if head_of(model_config) == PM:
+        return
     generation = GenerationConfig(
         **SAMPLING,
         bos_token_id=tokenizer.endoftext,
@@ -178,7 +182,6 @@ def _write_configs(directory: Path, model_config: Any, tokenizer: MossTokenizer,
         suppress_tokens=tokenizer.tag_ids,
     )
     generation.save_pretrained(directory)
-    tokenizer.save(directory)
 
 
 def number_format(source: Path, asked: str, allow_pickle: bool) -> str:

@@ -13,9 +13,17 @@ from typing import Any
 import torch
 
 from moss_train.model.block import QKV_BLOCKS
+from moss_train.model.pm import PM_ARCHITECTURE
+from moss_train.model.shapes import PM, head_of
 
 STOCK_CLASSES = {"codegen": "CodeGenForCausalLM", "gptj": "GPTJForCausalLM"}
+PM_CLASSES = {"codegen": PM_ARCHITECTURE, "gptj": "GPTJForSequenceClassification"}
 _JOINT = ".attn.qkv_proj.weight"
+
+
+def class_name(config: Any, layout: str) -> str:
+    """What `architectures` names: the stock class, or, of a preference model, ours, since transformers has none with CodeGen's names."""
+    return (PM_CLASSES if head_of(config) == PM else STOCK_CLASSES)[layout]
 
 
 def rename(name: str, tensor: torch.Tensor, layout: str) -> list[tuple[str, torch.Tensor]]:
@@ -54,5 +62,7 @@ def layout_config(model_config: Any, layout: str) -> Any:
             "embd_pdrop", "attn_pdrop", "layer_norm_epsilon", "initializer_range", "use_cache", "tie_word_embeddings",
         )  # fmt: skip
         config = GPTJConfig(**{key: getattr(model_config, key) for key in kept})
-    config.architectures = [STOCK_CLASSES[layout]]
+        if head_of(model_config) == PM:
+            config.moss_head, config.num_labels = PM, 1
+    config.architectures = [class_name(config, layout)]
     return config

@@ -15,10 +15,11 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from moss_train.artifacts.layouts import STOCK_CLASSES
+from moss_train.artifacts.layouts import STOCK_CLASSES, class_name
 from moss_train.errors import CheckpointError
 from moss_train.model.block import Block
 from moss_train.model.rotary import build_rotary_table
+from moss_train.model.shapes import PM, REWARD_HEAD, head_of
 
 _HEAD_ROWS = 8192
 TOLERANCE = 1e-4
@@ -40,8 +41,9 @@ class Tracer:
         self._layer = 0
         with torch.device("meta"):
             self._names = list(Block(model_config, 0).state_dict())
+        self._last = {"transformer.ln_f.weight", "transformer.ln_f.bias", *head_parameters(model_config)}
         self.logits: torch.Tensor | None = None
-        """float32 [T, V], when every parameter has passed."""
+        """float32 [T, V], when every parameter has passed; of a preference model the reward after every token, [T, 1]."""
 
     def feed(self, name: str, tensor: torch.Tensor) -> None:
         """Takes in a parameter, and goes as far as the parameters so far allow."""
@@ -53,11 +55,11 @@ class Tracer:
             while self._hidden is not None and self._layer < self.config.n_layer and self._block_is_whole():
                 self._hidden = self._run_block()
                 self._layer += 1
-            if self._layer == self.config.n_layer and len(self._held) == 4 and self._hidden is not None:
+            if self._layer == self.config.n_layer and set(self._held) == self._last and self._hidden is not None:
                 shape = (self.config.n_embd,)
                 weight, bias = (self._held[f"transformer.ln_f.{part}"].float() for part in ("weight", "bias"))
                 normed = nn.functional.layer_norm(self._hidden, shape, weight, bias, self.config.layer_norm_epsilon)
-                self.logits = project(normed[0], self._held["lm_head.weight"], self._held["lm_head.bias"])
+                self.logits = project(normed[0], *(self._held[name] for name in head_parameters(self.config)))
                 self._held.clear()
 
     def _prefix(self) -> str:
@@ -92,8 +94,9 @@ def reopened_logits(directory: Path, ids: list[int], layout: str) -> torch.Tenso
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-    if config.architectures != [STOCK_CLASSES[layout]]:
-        raise CheckpointError(f"{directory}: config.json names {config.architectures}, expected {STOCK_CLASSES[layout]}")
+    named = [class_name(config, layout)]
+    if config.architectures != named:
+        raise CheckpointError(f"{directory}: config.json names {config.architectures}, expected {named}")
     files = _Files(directory)
     layers = config.n_layer
     single = copy.deepcopy(config)
@@ -111,11 +114,18 @@ def reopened_logits(directory: Path, ids: list[int], layout: str) -> torch.Tenso
                 parameter.copy_(files.get(f"transformer.h.{layer}.{name}"))
             hidden = trunk(inputs_embeds=hidden).last_hidden_state
         last_norm.load_state_dict({name: files.get(f"transformer.ln_f.{name}").float() for name in ("weight", "bias")})
-        return project(last_norm(hidden)[0], files.get("lm_head.weight"), files.get("lm_head.bias"))
+        return project(last_norm(hidden)[0], *(files.get(name) for name in head_parameters(config)))
 
 
-def project(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def head_parameters(config: Any) -> tuple[str, ...]:
+    """Weight and, where there is one, bias of what sits on the trunk."""
+    return (REWARD_HEAD,) if head_of(config) == PM else ("lm_head.weight", "lm_head.bias")
+
+
+def project(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """float32 [T, V]: the output projection of float32 [T, D], widened some rows of the weight at a time."""
+    if bias is None:
+        return nn.functional.linear(hidden, weight.float())
     parts = zip(weight.split(_HEAD_ROWS), bias.split(_HEAD_ROWS))
     return torch.cat([nn.functional.linear(hidden, rows.float(), part.float()) for rows, part in parts], dim=-1)
 

@@ -11,22 +11,16 @@ M supervised tokens.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import CodeGenConfig, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
+from transformers import CodeGenConfig, GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from moss_train.errors import UsageError
@@ -35,6 +29,7 @@ from moss_train.model.block import Block
 from moss_train.model.linear import Linear, linear
 from moss_train.model.loss import IGNORE_INDEX, HeadLoss, linear_cross_entropy
 from moss_train.model.objective import LossOutput, Rows, loss_metrics
+from moss_train.model.pretrained import CodeGenPreTrained, require_process_group, seeded_initialization
 from moss_train.model.rotary import build_rotary_table
 from moss_train.model.shapes import config_problems, count_parameters, parameter_shapes
 
@@ -52,11 +47,6 @@ __all__ = [
 
 STOCK_ARCHITECTURE = "CodeGenForCausalLM"
 """The class that other programs load an export with."""
-
-_INIT_BLOCK = 2**22
-"""Values that one generator draws; another number gives other initial weights."""
-
-_INIT_SEED: ContextVar[int | None] = ContextVar("init_seed", default=None)
 
 
 class CodeGenModel(nn.Module):
@@ -161,7 +151,12 @@ class LMHead(Linear):
     """Output projection with bias; with targets, the loss, inside this forward because ZeRO-3 gathers the weight only here."""
 
     def forward(  # type: ignore[override]
-        self, hidden_states: torch.Tensor, targets: torch.Tensor | None = None, row_weights: torch.Tensor | None = None, z_loss: float = 0.0
+        self,
+        hidden_states: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        row_weights: torch.Tensor | None = None,
+        z_loss: float = 0.0,
+        token_weights: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[HeadLoss, torch.Tensor]:
         """Logits, or the loss.
 
@@ -170,6 +165,7 @@ class LMHead(Linear):
             targets: int64 [B, T], already shifted, `IGNORE_INDEX` where not supervised; or None.
             row_weights: float32 [B], weight of a row's tokens in loss_sum; by default 1 each.
             z_loss: Coefficient of the z-loss in loss_sum.
+            token_weights: float32 [B, T], instead of row_weights.
 
         Returns:
             Without targets the logits [B, T, V] in the type of the weights. With them the losses and token_index [M]; tokens without a
@@ -181,27 +177,14 @@ class LMHead(Linear):
         token_index = torch.nonzero(flat != IGNORE_INDEX).squeeze(1)
         supervised = hidden_states.flatten(0, 1).index_select(0, token_index)
         weight = None if row_weights is None else row_weights.to(flat.device, torch.float32)[token_index // targets.shape[1]]
+        if token_weights is not None:
+            weight = token_weights.reshape(-1)[token_index]
         losses = linear_cross_entropy(supervised, self.weight, self.bias, flat[token_index], token_weight=weight, z_loss=z_loss)
         return losses, token_index
 
 
-class CodeGenLM(PreTrainedModel, GenerationMixin):
-    """The language model: trunk and output projection. Exports of it open with stock transformers.
-
-    The attention backend is chosen with `set_attention` only. transformers' own `attn_implementation` is not read: a configuration object
-    remembers it from the model it was last used for.
-    """
-
-    config_class = CodeGenConfig
-    base_model_prefix = "transformer"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = False
-    _no_split_modules: ClassVar[list[str]] = ["Block"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
-    _supports_sdpa = True
-    _tied_weights_keys: ClassVar[dict[str, str]] = {}
-    # Masks that older implementations kept among their weights.
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"\.attn\.(causal_mask|bias|masked_bias)$"]
+class CodeGenLM(CodeGenPreTrained, GenerationMixin):
+    """The language model: trunk and output projection. Exports of it open with stock transformers."""
 
     def __init__(self, config: CodeGenConfig):
         problems = config_problems(config)
@@ -214,21 +197,9 @@ class CodeGenLM(PreTrainedModel, GenerationMixin):
         self._loss_groups: dict[str, tuple[int, ...]] = {}
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embeddings."""
-        return self.transformer.wte
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the token embeddings."""
-        self.transformer.wte = value
-
     def get_output_embeddings(self) -> nn.Module:
         """The output projection."""
         return self.lm_head
-
-    def set_recompute(self, enabled: bool) -> None:
-        """Keep only the input of each block and compute it again in the backward pass: a third more arithmetic, far less memory."""
-        self.transformer.recompute = enabled
 
     def set_z_loss(self, coefficient: float) -> None:
         """Add the z-loss with this coefficient to the objective; 0 takes it out."""
@@ -237,27 +208,6 @@ class CodeGenLM(PreTrainedModel, GenerationMixin):
     def set_loss_groups(self, groups: Mapping[str, Sequence[int]]) -> None:
         """Report the loss of rows by their source: suffix of a metric's name -> numbers of the sources it sums over."""
         self._loss_groups = {name: tuple(sources) for name, sources in groups.items()}
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Weights N(0, initializer_range), biases 0, LayerNorm 1 and 0; rebuilds the rotary table, which may come from the meta device.
-
-        Under `seeded_initialization` the values of a parameter are a function of the seed and its name, else of torch's generator.
-        """
-        if isinstance(module, CodeGenModel):
-            init.copy_(module.rotary_table, build_rotary_table(self.config.n_positions, self.config.rotary_dim))
-        for name, parameter in module.named_parameters(recurse=False):
-            if name == "bias":
-                init.zeros_(parameter)
-            elif isinstance(module, nn.LayerNorm):
-                init.ones_(parameter)
-            elif (seed := _INIT_SEED.get()) is None or parameter.device.type == "meta":
-                init.normal_(parameter, mean=0.0, std=self.config.initializer_range)
-            elif not getattr(parameter, "_is_hf_initialized", False):
-                full_name = f"{self._name_of(module)}.{name}"
-                init.copy_(parameter, _seeded_normal(parameter.shape, self.config.initializer_range, seed, full_name))
-
-    def _name_of(self, module: nn.Module) -> str:
-        return next(name for name, candidate in self.named_modules() if candidate is module)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any) -> None:
         """As transformers does, with the stock class as the architecture, so that every program can open the directory."""
@@ -347,40 +297,7 @@ def _refuse_unsupported(arguments: dict[str, Any]) -> None:
         raise TypeError(f"CodeGenLM.forward does not support {', '.join(given)}")
 
 
-def _seeded_normal(shape: torch.Size, std: float, seed: int, name: str) -> torch.Tensor:
-    """float32 values N(0, std) on the CPU that depend on the seed and the name only.
-
-    Blocks have generators of their own, so that threads share the work: one thread would take minutes for 16 billion values.
-    """
-    values = torch.empty(shape, dtype=torch.float32, device="cpu")
-
-    def fill(block: int, part: torch.Tensor) -> None:
-        digest = hashlib.sha256(f"{seed}:{name}:{block}".encode()).digest()
-        part.normal_(0.0, std, generator=torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True)))
-
-    blocks = values.view(-1).split(_INIT_BLOCK)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(fill, range(len(blocks)), blocks))
-    return values
-
-
-@contextlib.contextmanager
-def seeded_initialization(seed: int) -> Iterator[None]:
-    """Inside, a new model's weights follow from the seed and the parameter names, on any number of ranks and in any precision."""
-    token = _INIT_SEED.set(seed)
-    try:
-        yield
-    finally:
-        _INIT_SEED.reset(token)
-
-
-def require_process_group() -> None:
-    """Refuse to build a partitioned model before the ranks know of one another: DeepSpeed would partition it for a world of one."""
-    if is_deepspeed_zero3_enabled() and not torch.distributed.is_initialized():
-        raise RuntimeError("ZeRO-3: initialise the process group before a model is built or loaded, else it is partitioned for one rank")
-
-
-def init_model(config: CodeGenConfig, seed: int, dtype: torch.dtype) -> CodeGenLM:
+def init_model(config: CodeGenConfig, seed: int, dtype: torch.dtype, model_class: Any = CodeGenLM) -> Any:
     """A new model with random weights that do not depend on the world size.
 
     Works with and without ZeRO-3: where a live `HfDeepSpeedConfig` says stage 3, transformers builds the modules partitioned and fills
@@ -390,11 +307,11 @@ def init_model(config: CodeGenConfig, seed: int, dtype: torch.dtype) -> CodeGenL
         config: Shape of the model.
         seed: The same seed gives the same weights.
         dtype: Type of the weights: the float32 values, rounded.
+        model_class: `CodeGenLM`, or `pm.CodeGenPM`.
 
     Returns:
         The model, in training mode.
     """
     require_process_group()
     with seeded_initialization(seed):
-        model: CodeGenLM = CodeGenLM._from_config(copy.deepcopy(config), dtype=dtype)
-    return model.train()
+        return model_class._from_config(copy.deepcopy(config), dtype=dtype).train()

@@ -19,8 +19,10 @@ from transformers import CodeGenConfig
 from transformers.utils import logging as transformers_logging
 
 from moss_train.errors import CheckpointError
-from moss_train.model.codegen import CodeGenLM, require_process_group
-from moss_train.model.shapes import config_problems, parameter_shapes
+from moss_train.model.codegen import CodeGenLM
+from moss_train.model.pm import CodeGenPM, pm_config
+from moss_train.model.pretrained import require_process_group, seeded_initialization
+from moss_train.model.shapes import LM, PM, REWARD_HEAD, config_problems, head_of, parameter_shapes
 
 DROPPED_SUFFIXES = (".attn.causal_mask", ".attn.bias", ".attn.masked_bias")
 """Causal masks that older implementations saved with the weights (MOSS as uint8); this model builds its own."""
@@ -149,17 +151,73 @@ def load_model(
         The model, in training mode.
 
     Raises:
-        CheckpointError: The directory cannot be loaded; with every problem.
+        CheckpointError: The directory cannot be loaded, with every problem; or it holds a preference model.
     """
-    require_process_group()
-    directory = Path(directory)
     config = read_model_config(directory)
+    if head_of(config) == PM:
+        raise CheckpointError(f"{directory} is a preference model, which scores responses and writes none; expected a language model")
     check_weights(directory, config, allow_pickle)
+    config.moss_head = LM
+    loaded: CodeGenLM = _load(CodeGenLM, Path(directory), config, dtype, device_map)
+    return loaded
+
+
+def load_pm(
+    directory: str | Path,
+    dtype: torch.dtype | Literal["auto"],
+    allow_pickle: bool = False,
+    device_map: str | None = None,
+    *,
+    new_head: int | None = None,
+    with_lm: bool = False,
+) -> CodeGenPM:
+    """Check a directory and load it as a preference model.
+
+    Args:
+        directory: A preference model, or, with `new_head`, a language model whose trunk it begins with.
+        dtype, allow_pickle, device_map: As for `load_model`.
+        new_head: Seed of the reward head that a language model is given; None: there must be one.
+        with_lm: Whether the output projection is kept.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        CheckpointError: The directory cannot be loaded, with every problem; or it has no reward head.
+    """
+    config = read_model_config(directory)
+    if head_of(config) == LM and new_head is None:
+        raise CheckpointError(
+            f"{directory} is a language model: it has no reward head ({REWARD_HEAD}). Train one with scripts/pm.py init_from={directory}"
+        )
+    if with_lm and head_of(config) == PM:
+        raise CheckpointError(f"{directory} has no output projection, which a language model's loss needs; start from the SFT model")
+    check_weights(directory, config, allow_pickle)
+    expected = {REWARD_HEAD} if head_of(config) == LM else set()
+    with seeded_initialization(new_head or 0):
+        loaded: CodeGenPM = _load(CodeGenPM, Path(directory), pm_config(config, with_lm), dtype, device_map, frozenset(expected))
+    return loaded
+
+
+def _load(
+    model_class: Any,
+    directory: Path,
+    config: CodeGenConfig,
+    dtype: torch.dtype | Literal["auto"],
+    device_map: str | None,
+    new: frozenset[str] = frozenset(),
+) -> Any:
+    """A model whose names and shapes have been compared with the files; `new` are the parameters that these do not have."""
+    require_process_group()
     files, _ = _find_weights(directory)
     quiet = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
+    # Names what is not in the files, although that is meant.
+    verbosity = transformers_logging.get_verbosity()
+    if new:
+        transformers_logging.set_verbosity_error()
     try:
-        model, report = CodeGenLM.from_pretrained(
+        model, report = model_class.from_pretrained(
             directory.resolve(),
             config=copy.deepcopy(config),
             dtype=dtype,
@@ -170,23 +228,23 @@ def load_model(
             device_map=device_map,
         )
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if quiet:
             transformers_logging.enable_progress_bar()
-    wrong = {kind: found for kind, found in report.items() if found}
+    wrong = {kind: found for kind, found in report.items() if found and set(found) != new}
     if wrong:
         raise CheckpointError(f"{directory}: transformers could not load every weight, although names and shapes agree: {wrong}")
-    loaded: CodeGenLM = model
-    return loaded.train()
+    return model.train()
 
 
 def stored_dtype(directory: str | Path, allow_pickle: bool = False) -> torch.dtype:
-    """Number format of the stored output projection, which `load_model(dtype="auto")` keeps.
+    """Number format of the stored head, which `load_model(dtype="auto")` keeps.
 
     Raises:
         CheckpointError: There are no weights, or they cannot be read.
     """
     _, stored, problems = _read_headers(Path(directory), allow_pickle)
-    head = stored.get("lm_head.weight")
+    head = stored.get("lm_head.weight") or stored.get(REWARD_HEAD)
     if head is None or head.dtype not in FLOAT_TYPES:
         problems = problems or ["lm_head.weight is missing, or is not of a floating type"]
         raise _error(Path(directory), problems, "every shard of the weights must be there")

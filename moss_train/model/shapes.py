@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from transformers import CodeGenConfig
 from transformers.activations import ACT2FN
 
 QKV_BLOCKS = 4
 """Blocks of `qkv_proj`, "mp_num" in the published code."""
+
+LM, PM, PM_AND_LM = "lm", "pm", "pm_lm"
+"""What sits on the trunk, as `moss_head` in config.json (absent: `lm`): the output projection, the head of a preference model, or both, as
+while a preference model is trained with a language model's loss."""
+REWARD_HEAD = "score.weight"
+"""[1, D]. It has no bias: only differences of rewards mean anything. GPT-J's stock class for sequences has the same name for it."""
+
+
+def head_of(config: Any) -> str:
+    """Which head a configuration has: LM, PM or PM_AND_LM."""
+    return str(getattr(config, "moss_head", LM) or LM)
 
 
 def config_problems(config: CodeGenConfig) -> list[str]:
@@ -24,6 +36,8 @@ def config_problems(config: CodeGenConfig) -> list[str]:
         problems.append(f"activation_function is {config.activation_function!r}, which transformers does not know; CodeGen has gelu_new")
     if config.tie_word_embeddings:
         problems.append("tie_word_embeddings is true; this family has an output projection of its own: untie it and write lm_head.weight")
+    if head_of(config) not in (LM, PM, PM_AND_LM):
+        problems.append(f"moss_head is {head_of(config)!r}, expected {LM}, {PM} or {PM_AND_LM}")
     return problems
 
 
@@ -39,7 +53,10 @@ def parameter_shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
         shapes[block + "mlp.fc_in.weight"], shapes[block + "mlp.fc_in.bias"] = (inner, hidden), (inner,)
         shapes[block + "mlp.fc_out.weight"], shapes[block + "mlp.fc_out.bias"] = (hidden, inner), (hidden,)
     shapes["transformer.ln_f.weight"] = shapes["transformer.ln_f.bias"] = (hidden,)
-    shapes["lm_head.weight"], shapes["lm_head.bias"] = (vocab, hidden), (vocab,)
+    if head_of(config) != PM:
+        shapes["lm_head.weight"], shapes["lm_head.bias"] = (vocab, hidden), (vocab,)
+    if head_of(config) != LM:
+        shapes[REWARD_HEAD] = (1, hidden)
     return shapes
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from moss_train.config import OnBad, Plugin, StageConfig, VerifyConfig
+from moss_train.config import DefaultMeta, OnBad, OnMarker, Plugin, StageConfig, VerifyConfig
 from moss_train.train.config import PlanOptions
 
 
@@ -34,14 +34,6 @@ class LossOn(StrEnum):
     """What the published script trained on: all but the meta instruction and the content of the results."""
 
 
-class OnMarker(StrEnum):
-    """What to do with a role marker such as `<|Human|>:` that is spelled inside a message."""
-
-    keep = "keep"
-    space = "space"
-    error = "error"
-
-
 class OnLong(StrEnum):
     """What to do with a dialogue that is longer than a row."""
 
@@ -51,14 +43,6 @@ class OnLong(StrEnum):
     """Drop it."""
     error = "error"
     """Count it as a bad record."""
-
-
-class DefaultMeta(StrEnum):
-    """Meta instruction of records that have none."""
-
-    moss = "moss"
-    """The published one, with the switches of `plugins` on."""
-    none = "none"
 
 
 @dataclass

@@ -21,19 +21,21 @@ import tokenizers
 
 from moss_train import files
 from moss_train.artifacts import lineage, lineage_kinds
+from moss_train.config import DefaultMeta, OnBad
 from moss_train.data import render_files
 from moss_train.data.cache import Cache, key_of, read_entry
 from moss_train.data.dialogue import meta_instruction
 from moss_train.data.documents import Documents, JoinedDocuments, StoredDocuments
 from moss_train.data.fingerprint import hash_inputs
+from moss_train.data.inputs import Input, hold_out
 from moss_train.data.loader import EvaluationBatches, RowDataset, StepPlan, step_batches
-from moss_train.data.mixture import Mixture, permutation_key, permuted_index
+from moss_train.data.mixture import Mixture
 from moss_train.data.packing import PackingPlan, plan_rows
 from moss_train.data.render_worker import RenderSettings, Report
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import DataError
-from moss_train.sft.config import DefaultMeta, DialogueDataConfig, OnBad, SFTConfig
-from moss_train.sft.inputs import Input, open_cache
+from moss_train.sft.config import DialogueDataConfig, SFTConfig
+from moss_train.sft.inputs import open_cache
 from moss_train.train import engine as distributed
 from moss_train.train.stage import StageData
 
@@ -237,16 +239,6 @@ def split_documents(config: SFTConfig, inputs: Sequence[Input], entries: Sequenc
             pools["valid"].append(replace(pool, chosen=apart, chosen_by=[*by, "valid"], weight=None, name="valid"))
             pool.chosen, pool.chosen_by = kept, [*by, "train"]
     return pools
-
-
-def hold_out(count: int, share: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Numbers of the documents to train on and to keep apart: at least one, never all; the same ones for the same seed and count."""
-    if count < 2:
-        raise DataError(f"data.holdout={share} needs two documents or more, to keep one apart; there is {count}. Name data.valid instead")
-    chosen = min(max(1, round(share * count)), count - 1)
-    key = permutation_key("holdout", seed, 0)
-    apart = np.sort(np.fromiter((permuted_index(key, count, i) for i in range(chosen)), dtype=np.int64, count=chosen))
-    return np.setdiff1d(np.arange(count), apart, assume_unique=True), apart
 
 
 def open_rows(config: SFTConfig, inputs: Sequence[Input], entries: Sequence[str], tokenizer: MossTokenizer, say: Say) -> Rows:

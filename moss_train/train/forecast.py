@@ -110,8 +110,9 @@ def forecast(
     steps: int,
     say: Callable[[str], None],
     gather: Callable[[Any], list[Any]],
+    row_tokens: int | None = None,
 ) -> Forecast:
-    """The forecast of a run that takes `steps` more steps."""
-    seq_len = config.data.seq_len  # type: ignore[attr-defined]  # every stage's data section has it
-    memory = predict(setup_of(config, model_config, seq_len, world_size, is_cuda))
+    """The forecast of a run that takes `steps` more steps, with samples of `row_tokens` tokens (`data.seq_len` by default)."""
+    row_tokens = row_tokens or config.data.seq_len  # type: ignore[attr-defined]  # every stage's data section has it
+    memory = predict(setup_of(config, model_config, row_tokens, world_size, is_cuda))
     return Forecast(memory, say, gather, max(1, min(AFTER_STEPS, steps)))

@@ -223,6 +223,8 @@ def activations(setup: Setup) -> tuple[list[Item], list[Item]]:
 
 def loss_items(setup: Setup) -> list[Item]:
     """The head's float32 gradient and one chunk of logits (`model.loss._losses_and_gradients`)."""
+    if "lm_head.weight" not in setup.shapes:
+        return []
     d, v, b = setup.hidden_size, setup.vocab_size, setup.width
     chunk = min(setup.chunk_tokens, setup.tokens) * v
     # Every token may be supervised: their hidden states and the gradients of these.
@@ -259,7 +261,7 @@ def _moments(setup: Setup) -> list[Moment]:
 
     zero = Zero(setup)
     kept, again = activations(setup)
-    head = setup.width * setup.vocab_size * (setup.hidden_size + 1)
+    head = setup.width * setup.vocab_size * (setup.hidden_size + 1) if "lm_head.weight" in setup.shapes else 0
     head_gradient = Item("gradients, one parameter", head, head)
     held = [*zero.always(), *zero.between_micro_batches()]
     whole, gathering = zero.gathered(), zero.gathering()

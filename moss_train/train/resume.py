@@ -53,6 +53,7 @@ def identity_of(config: StageConfig, steps: int, data: StageData, parents: list[
         "train.steps": steps,
         "optim.freeze": list(config.optim.freeze),
         "model": {key: getattr(config.model, key) for key in ("num_layers", "num_heads", "hidden_size", "rotary_dim", "vocab_size")},
+        **data.identity,
     }
     for name in CHANGEABLE:
         if name not in known:

@@ -73,6 +73,14 @@ class StageData:
     """For the lineage: what shaped the rows."""
     parents: list[lineage.Parent] = field(default_factory=list)
     """Artefacts that the rows come from; on rank 0."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What else of the stage must not change within a run."""
+    kind: str = "export"
+    """Of the artefact that is exported."""
+    row_tokens: int | None = None
+    """Tokens of the largest sample, where that is not `data.seq_len`."""
+    finish: Callable[[Any], dict[str, float]] | None = None
+    """Called with the engine when training has ended, before the export; a collective. What it measured goes into the metrics."""
 
 
 @dataclass(frozen=True)
@@ -184,12 +192,14 @@ def train_stage(
             tracker.uses([*started_from, *data.parents])
         on_cuda = distributed.device().type == "cuda"
         steps = length.steps - progress.step
-        outlook = forecast(config, model.config, distributed.world_size(), on_cuda, steps, run.log, distributed.gather)
+        outlook = forecast(config, model.config, distributed.world_size(), on_cuda, steps, run.log, distributed.gather, data.row_tokens)
         last = _train(run, config, engine, data, plan, length, progress, saver, tracker, outlook, resumed=saved is not None)
         if tracker is not None and saver.last_path is not None:
             tracker.made(saver.last_path)
+        if data.finish is not None:
+            last |= data.finish(engine)
         if config.export.enabled:
-            _export(run, config, engine, model.config, export, saver, partial(record, "export"), last)
+            _export(run, config, engine, model.config, export, saver, partial(record, data.kind), last)
             if tracker is not None:
                 tracker.made(run.dir / "export")
     except PreemptedError:

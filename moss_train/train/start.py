@@ -109,15 +109,10 @@ def build(config: StageConfig, model_config: Any, say: Say, weights: Path | None
         say: Told where the weights come from.
         weights: A training checkpoint to take them from, instead of what the configuration starts from.
     """
-    import torch
-
-    from moss_train.config import Precision
-    from moss_train.model.attention import resolve_backend
-    from moss_train.model.codegen import init_model, set_attention
+    from moss_train.model.codegen import init_model
     from moss_train.model.loading import load_model
-    from moss_train.train import engine as distributed
 
-    dtype = torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
+    dtype = _dtype(config)
     if weights is not None:
         say(f"weights: {weights}")
         model = load_model(weights, dtype=dtype)
@@ -127,10 +122,52 @@ def build(config: StageConfig, model_config: Any, say: Say, weights: Path | None
     else:
         say(f"weights: {config.init_from}")
         model = load_model(Path(config.init_from), dtype=dtype, allow_pickle=config.allow_pickle)
+    _set_up(model, config, model_config, dtype, say)
+    model.set_z_loss(config.train.z_loss)
+    return model
+
+
+def build_pm(config: StageConfig, model_config: Any, with_lm: bool, say: Say, weights: Path | None = None) -> Any:
+    """The preference model to train; see `build`. A language model in `init_from` gives its trunk, and its head is new, by the seed.
+
+    Args:
+        with_lm: Whether it keeps the output projection.
+    """
+    from moss_train.model.codegen import init_model
+    from moss_train.model.loading import load_pm
+    from moss_train.model.pm import CodeGenPM, pm_config
+
+    dtype, seed = _dtype(config), config.run.seed
+    model: Any
+    if weights is not None:
+        say(f"weights: {weights}")
+        model = load_pm(weights, dtype=dtype, with_lm=with_lm)
+    elif config.init_from is None:
+        say("weights: random (init_from=null)")
+        model = init_model(pm_config(model_config, with_lm), seed, dtype, CodeGenPM)
+    else:
+        say(f"weights: {config.init_from}")
+        model = load_pm(Path(config.init_from), dtype=dtype, allow_pickle=config.allow_pickle, new_head=seed, with_lm=with_lm)
+    _set_up(model, config, model_config, dtype, say)
+    return model
+
+
+def _dtype(config: StageConfig) -> Any:
+    import torch
+
+    from moss_train.config import Precision
+
+    return torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
+
+
+def _set_up(model: Any, config: StageConfig, model_config: Any, dtype: Any, say: Say) -> None:
+    """What does not depend on the head."""
+    from moss_train.model.attention import resolve_backend
+    from moss_train.model.codegen import set_attention
+    from moss_train.train import engine as distributed
+
     head_dim = model_config.n_embd // model_config.n_head
     backend, reason = resolve_backend(config.model.attention.value, distributed.device(), dtype, head_dim)
     say(f"attention: {backend} ({reason})")
     set_attention(model, backend)
     model.set_recompute(config.model.recompute)
-    model.set_z_loss(config.train.z_loss)
-    return model
