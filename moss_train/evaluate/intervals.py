@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 Z = 1.959964
 """Of a 95 % interval."""
 _RESAMPLES = 2000
 
 
-def wilson(right: int, count: int) -> tuple[float, float]:
+def wilson(right: float, count: float) -> tuple[float, float]:
     """The 95 % interval of Wilson for a share; (0, 1) of nothing."""
     if count == 0:
         return 0.0, 1.0
@@ -53,3 +54,46 @@ def ratio_interval(told: Sequence[tuple[bool, bool]], controls: Sequence[tuple[b
         return -math.inf, math.inf
     low, high = np.percentile(ratios, [2.5, 97.5])
     return float(low), float(high)
+
+
+def ratio_of_sums(parts: npt.ArrayLike, weights: npt.ArrayLike, seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile interval of sum(parts) / sum(weights), by resampling the items, each with its part and its weight.
+
+    Equal items are drawn together (counts of a bootstrap sample are multinomial), so the order of the items does not matter.
+
+    Args:
+        parts, weights: `[items]`; weights above zero.
+        seed: Of the resampling.
+    """
+    items, counts = np.unique(np.round(np.column_stack([parts, weights]), 12), axis=0, return_counts=True)
+    total = int(counts.sum())
+    # 2^22 counts at a time: 32 MiB.
+    at_once = max(1, 2**22 // len(items))
+    generator = np.random.default_rng(seed)
+    ratios: list[float] = []
+    while len(ratios) < _RESAMPLES:
+        drawn = generator.multinomial(total, counts / total, size=min(at_once, _RESAMPLES - len(ratios))) @ items
+        ratios.extend(drawn[:, 0] / drawn[:, 1])
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def clustered_share(parts: npt.ArrayLike, weights: npt.ArrayLike, seed: int = 0) -> tuple[float, float, str]:
+    """The 95 % interval of a share sum(parts) / sum(weights) over clusters, and how it was found.
+
+    `wilson` where each cluster is one trial, right or wrong, and where all clusters have the same share, of which resampling would give an
+    interval of no width; the number of trials is then the number of clusters, after Kish where their weights differ: (sum w)^2 / sum w^2.
+    `bootstrap` over clusters otherwise.
+
+    Args:
+        parts, weights: `[clusters]`; 0 <= part <= weight, weight above zero.
+        seed: Of the resampling.
+    """
+    part, weight = np.asarray(parts, dtype=float), np.asarray(weights, dtype=float)
+    if len(part) == 0:
+        return 0.0, 1.0, "wilson"
+    shares = np.round(part / weight, 12)
+    if len(np.unique(shares)) == 1 or (np.all(weight == weight[0]) and np.all((shares == 0) | (shares == 1))):
+        trials = float(weight.sum() ** 2 / np.square(weight).sum())
+        return *wilson(trials * float(part.sum() / weight.sum()), trials), "wilson"
+    return *ratio_of_sums(part, weight, seed), "bootstrap"
