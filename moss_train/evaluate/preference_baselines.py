@@ -30,18 +30,18 @@ _IS_CJK = re.compile(f"[{_CJK}]")
 class _Rows(NamedTuple):
     """A sparse matrix `[rows, F]`: entry `value[i]` at `row[i]`, `column[i]`."""
 
-    count: int
+    height: int
     row: npt.NDArray[np.int64]
     column: npt.NDArray[np.int64]
     value: Floats
 
     def times(self, theta: Floats) -> Floats:
         """`[rows, F] @ [F]`."""
-        return np.bincount(self.row, weights=self.value * theta[self.column], minlength=self.count)
+        return np.bincount(self.row, weights=self.value * theta[self.column], minlength=self.height).astype(float)
 
     def transposed_times(self, values: Floats) -> Floats:
         """`[F, rows] @ [rows]`."""
-        return np.bincount(self.column, weights=self.value * values[self.row], minlength=FEATURES)
+        return np.bincount(self.column, weights=self.value * values[self.row], minlength=FEATURES).astype(float)
 
 
 def compare_baselines(
@@ -49,8 +49,8 @@ def compare_baselines(
 ) -> dict[str, dict[str, Any] | None]:
     """Trivial scorers on the pairs that a preference model was asked of, and by how much it is better.
 
-    `longer` and `shorter` prefer the longer and the shorter reply, `bag_of_words` is fitted (`bag_of_words_margins`), `random` is a coin per
-    response: its interval is where such a scorer would come out on comparisons of these sizes.
+    `longer` and `shorter` prefer the longer and the shorter reply, `bag_of_words` is fitted (`bag_of_words_margins`), `random` is a random
+    reward per response: its interval is where such a scorer would come out on comparisons of these sizes.
 
     Args:
         judged: What the preference model said.
@@ -58,9 +58,9 @@ def compare_baselines(
         seed: Of the intervals, the folds, and the comparisons drawn from too many.
 
     Returns:
-        By name `accuracy`, `interval`, `interval_by`, `difference` (the model's accuracy minus this one), `difference_interval`, a paired
-        bootstrap over comparisons; None where there are no pairs, or nothing to fit on. `bag_of_words` has `fitted_on` (`train`, or `folds`),
-        `trained_on` (comparisons) and `seen_contexts`: judged comparisons of which the context stands in `train`.
+        By name `accuracy`, `interval`, `interval_by`, `difference` (the model's accuracy minus this one), `difference_interval`, of a
+        paired bootstrap over comparisons; None where there are no pairs, or nothing to fit on. `bag_of_words` has `fitted_on` (`train`, or
+        `folds`), `trained_on` (comparisons) and `seen_contexts`: judged comparisons of which the context stands in `train`.
     """
     pairs = list_pairs(judged)
     if not len(pairs.margin):
@@ -183,7 +183,8 @@ def _words(text: str) -> Iterator[str]:
 
 def _rows(comparisons: Sequence[Comparison], features: Callable[[str], dict[int, float]]) -> tuple[_Rows, Floats]:
     """Better minus worse of each pair that is no tie, and the weights of the pairs."""
-    rows, columns, values, weights = [], [], [], []
+    rows, columns, values = [], [], []
+    weights: list[float] = []
     for comparison in comparisons:
         own = [pair for pair in comparison.pairs if not pair.tied]
         for pair in own:
@@ -205,17 +206,18 @@ def _fit(comparisons: list[Comparison], features: Callable[[str], dict[int, floa
         keys = {id(one): _draw(context_key(one) + repr(one.responses), seed) for one in comparisons}
         comparisons = sorted(comparisons, key=lambda one: keys[id(one)])[:TRAINED_ON]
     rows, weight = _rows(comparisons, features)
-    if not rows.count:
+    if not rows.height:
         return None
-    theta, margin = np.zeros(FEATURES), np.zeros(rows.count)
+    theta: Floats = np.zeros(FEATURES)
+    margin: Floats = np.zeros(rows.height)
 
     def loss(margin: Floats, theta: Floats) -> float:
-        return float(weight @ np.logaddexp(0, -margin) + _L2 / 2 * theta @ theta)
+        return float(weight @ np.logaddexp(0, -margin)) + _L2 / 2 * float(theta @ theta)
 
     for _ in range(50):
         wrong = np.exp(-np.logaddexp(0, margin))
         gradient = _L2 * theta - rows.transposed_times(weight * wrong)
-        if np.linalg.norm(gradient) <= 1e-8 * max(1.0, np.linalg.norm(theta)):
+        if np.linalg.norm(gradient) <= 1e-8 * max(1.0, float(np.linalg.norm(theta))):
             break
         step = _solve(rows, weight * wrong * (1 - wrong), -gradient)
         size, along, now = 1.0, rows.times(step), loss(margin, theta)

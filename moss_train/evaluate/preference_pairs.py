@@ -68,7 +68,7 @@ class Pairs:
     def by_comparison(self, values: Floats) -> Floats:
         """The weighted sum of `[P]` over the pairs of each comparison, of those that have any: their means, where all pairs are given."""
         has_pairs = np.bincount(self.owner, minlength=self.count) > 0
-        return np.bincount(self.owner, weights=self.weight * values, minlength=self.count)[has_pairs]
+        return np.bincount(self.owner, weights=self.weight * values, minlength=self.count)[has_pairs].astype(float)
 
     def owners(self) -> npt.NDArray[np.int64]:
         """Numbers of the comparisons that have any of these pairs, in the order of `by_comparison`."""
@@ -88,8 +88,16 @@ def list_pairs(judged: Sequence[Judged], *, tied: bool = False) -> Pairs:
             lengths.append((one.lengths[pair.better], one.lengths[pair.worse]))
             weight.append(1 / len(own))
     tokens = np.array(lengths, dtype=float).reshape(-1, 2)
-    numbers = (np.array(column, dtype=np.int64) for column in (owner, better, worse))
-    return Pairs(len(judged), *numbers, np.array(margin), tokens[:, 0], tokens[:, 1], np.array(weight))
+    return Pairs(
+        count=len(judged),
+        owner=np.array(owner, dtype=np.int64),
+        better=np.array(better, dtype=np.int64),
+        worse=np.array(worse, dtype=np.int64),
+        margin=np.array(margin, dtype=float),
+        better_length=tokens[:, 0],
+        worse_length=tokens[:, 1],
+        weight=np.array(weight, dtype=float),
+    )
 
 
 def right(margin: Floats) -> Floats:

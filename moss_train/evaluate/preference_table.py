@@ -22,8 +22,9 @@ def describe(report: Mapping[str, Any]) -> str:
     console.print(_calibration(report["calibration"]))
     margin, ties, length = report["margin"], report["tie_margin"], report["reward_length"]
     console.print(
-        f"margin: mean {_number(margin['mean'])}, absolute {_number(margin['mean_absolute'])}; below zero {_percent(margin['share_negative'])} %, "
-        f"zero {_percent(margin['share_zero'])} %; of ties, absolute {_number(ties['mean_absolute'])}",
+        f"margin: mean {_number(margin['mean'])}, absolute {_number(margin['mean_absolute'])}; "
+        f"below zero {_percent(margin['share_negative'])} %, zero {_percent(margin['share_zero'])} %; "
+        f"of ties, absolute {_number(ties['mean_absolute'])}",
         soft_wrap=True,
     )
     console.print(
@@ -55,8 +56,8 @@ def _accuracies(report: Mapping[str, Any]) -> Any:
     parts += [(f"K = {name}", part) for name, part in report["by_k"].items()]
     for name, part in parts:
         # Names come from the data: one line, and not too long a one.
-        shown = Text(" ".join(name.split())[:40])
-        table.add_row(shown, f"{part['comparisons']:,}", f"{part['pairs']:,}", *_share(part), part["interval_by"] or "-")
+        label = Text(" ".join(name.split())[:40])
+        table.add_row(label, f"{part['comparisons']:,}", f"{part['pairs']:,}", *_share(part), part["interval_by"] or "-")
     best = report["best_of_k"]
     table.add_row(
         f"best of K ({_percent(best['random'])} at random)", f"{best['comparisons']:,}", "", *_share(best), best["interval_by"] or "-"

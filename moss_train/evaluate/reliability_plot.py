@@ -29,9 +29,11 @@ def reliability_diagram(report: Mapping[str, Any], path: Path) -> None:
     for column, (name, drawn) in enumerate((("before", calibration["unscaled"]), after)):
         _draw_accuracy(axes[0, column], name, drawn)
         _draw_counts(axes[1, column], drawn)
-    axes[0, 0].set_ylabel("pairs in which the better response has the larger reward")
-    axes[1, 0].set_ylabel("pairs")
-    axes[0, 0].legend(frameon=False, loc="upper left")
+    axes[0, 0].set_ylabel("accuracy: the better response has the larger reward")
+    tallest = max(one["pairs"] for drawn in (calibration["unscaled"], after[1]) for one in drawn["bins"])
+    axes[1, 0].set(ylabel="pairs", ylim=(0, max(1, 1.2 * tallest)))
+    # Outside: bars and intervals fill the axes.
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, format="png")
     plt.close(figure)
@@ -66,7 +68,6 @@ def _draw_counts(axes: Any, drawn: Mapping[str, Any]) -> None:
         if one["pairs"]:
             label = f"{one['pairs']:,}"
             axes.annotate(label, (middle, one["pairs"]), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7)
-    axes.margins(y=0.2)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("confidence, max(p, 1 - p)")
     axes.grid(axis="y", alpha=0.3)
