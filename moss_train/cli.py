@@ -46,6 +46,7 @@ class Program:
 PROGRAMS = {
     "pretrain": Program("pretrain", "moss_train.pretrain.config:PretrainConfig", "moss_train.pretrain.main:main"),
     "sft": Program("sft", "moss_train.sft.config:SFTConfig", "moss_train.sft.main:main"),
+    "pm": Program("pm", "moss_train.pm.config:PMConfig", "moss_train.pm.main:main"),
     "verify_resume": Program("verify_resume", "moss_train.sft.config:VerifySFTConfig", "moss_train.sft.main:verify"),
     "export": Program("export", "moss_train.artifacts.config:ExportJobConfig", "moss_train.artifacts.export:main", is_job=True),
     "extend_vocab": Program(
@@ -67,11 +68,13 @@ PROGRAMS = {
 PROGRAMS["verify_resume"].stages.update(
     sft=PROGRAMS["verify_resume"],
     pretrain=Program("verify_resume_pretrain", "moss_train.pretrain.config:VerifyPretrainConfig", "moss_train.pretrain.main:verify"),
+    pm=Program("verify_resume_pm", "moss_train.pm.config:VerifyPMConfig", "moss_train.pm.main:verify"),
 )
 
 PLANS = {
     "sft": PROGRAMS["plan"],
     "pretrain": Program("plan_pretrain", "moss_train.pretrain.config:PlanPretrainConfig", "moss_train.pretrain.main:plan"),
+    "pm": Program("plan_pm", "moss_train.pm.config:PlanPMConfig", "moss_train.pm.main:plan"),
 }
 """Stage -> its `plan` program. A stage adds a line: its own settings with `PlanOptions`, and a function that calls `plan_stage`."""
 
@@ -168,7 +171,7 @@ def plan_program(arguments: list[str]) -> Program:
     given = dict(argument.lstrip("+").split("=", 1) for argument in arguments if "=" in argument)
     preset = given.get("config", "")
     # moss_moon_003_base and codegen_2b_zh do not say so.
-    of_presets = {"pretrain": ("pretrain", "_base", "_zh"), "sft": ("sft",)}
+    of_presets = {"pretrain": ("pretrain", "_base", "_zh"), "sft": ("sft",), "pm": ("_pm",)}
     stage = given.get("stage") or next((name for name, parts in of_presets.items() if any(part in preset for part in parts)), "sft")
     if stage not in PLANS:
         report(f"stage={stage}: there is no such stage; expected one of {', '.join(PLANS)}", UsageError.exit_code)

@@ -6,7 +6,7 @@ Shape legend: B batch (rows), T tokens of a row, D hidden_size, R responses of a
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from transformers import CodeGenConfig
@@ -48,7 +48,10 @@ class CodeGenPM(CodeGenPreTrained):
     """Trunk and reward head; the output projection too where the objective has a language model's loss."""
 
     # Of the language model it is made from.
-    _keys_to_ignore_on_load_unexpected = [*CodeGenPreTrained._keys_to_ignore_on_load_unexpected, r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+        *CodeGenPreTrained._keys_to_ignore_on_load_unexpected,
+        r"^lm_head\.",
+    ]
 
     def __init__(self, config: CodeGenConfig):
         problems = config_problems(config)

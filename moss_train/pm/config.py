@@ -15,9 +15,10 @@ class PreferenceFormat(StrEnum):
 
     auto = "auto"
     comparisons = "comparisons"
-    transcripts = "transcripts"
-    solutions = "solutions"
-    chosen_rejected = "chosen_rejected"
+    hh_rlhf = "hh_rlhf"
+    model_solutions = "model_solutions"
+    reward_bench = "reward_bench"
+    messages = "messages"
 
 
 class Ties(StrEnum):

@@ -29,7 +29,7 @@ from moss_train.data.comparison_rows import (
 from moss_train.data.comparisons import Comparison
 from moss_train.data.dialogue import meta_instruction
 from moss_train.data.fingerprint import hash_inputs
-from moss_train.data.formats.preference import parse_preference
+from moss_train.data.formats.preference import parse_preference, without_ties
 from moss_train.data.inputs import Input, hold_out
 from moss_train.data.loader import StepPlan
 from moss_train.data.mixture import Mixture
@@ -100,17 +100,12 @@ def render_inputs(config: PMConfig, inputs: Sequence[Input], tokenizer: MossToke
         key = key_of("comparisons", _VERSION, found.content, settings, tokenizer.fingerprint, tokenizers.__version__)
 
         def make(out: Path, found: Input = found) -> dict[str, Any]:
-            report = _Report(found.spec)
+            report = _Report()
             count = write_store(out, _render(found, data, tokenizer, report))
             (out / REJECTS).write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in report.rejects), encoding="utf-8")
             if hash_inputs([Path(name) for name in found.files], cache) != found.hashes:
                 raise DataError(f"{found.spec} was changed since it was first read; give the same command again when it is left alone")
-            return {
-                "records": report.records,
-                "good": count,
-                "problems": dict(report.problems.counts),
-                "pairs_dropped": report.pairs_dropped,
-            }
+            return {"records": report.records, "good": count, "problems": dict(report.problems.counts)}
 
         def seal(out: Path, found: Input = found) -> None:
             made = read_entry(out)
@@ -128,8 +123,8 @@ def render_inputs(config: PMConfig, inputs: Sequence[Input], tokenizer: MossToke
 class _Report:
     """What came of reading an input."""
 
-    def __init__(self, spec: str):
-        self.spec, self.records, self.pairs_dropped = spec, 0, 0
+    def __init__(self) -> None:
+        self.records = 0
         self.problems = ProblemList("skip", 1.0)
         self.rejects: list[dict[str, str]] = []
 
@@ -146,23 +141,11 @@ def _render(found: Input, data: ComparisonDataConfig, tokenizer: MossTokenizer, 
             report.records += 1
             try:
                 comparison = parse_preference(record.value, record.origin, data.format.value, meta)
-                if data.ties is Ties.drop:
-                    comparison = _without_ties(comparison, report)
-                yield comparison
+                yield without_ties(comparison) if data.ties is Ties.drop else comparison
             except RecordError as error:
                 report.add(error)
 
     return render_comparisons(parsed(), tokenizer, data.seq_len, report.add, data.on_long.value, data.on_marker.value, data.max_responses)
-
-
-def _without_ties(comparison: Comparison, report: _Report) -> Comparison:
-    from dataclasses import replace
-
-    pairs = tuple(pair for pair in comparison.pairs if not pair.tied)
-    if not pairs:
-        raise RecordError(comparison.context.origin, "no_preference", "every pair is a tie (data.ties=drop).")
-    report.pairs_dropped += len(comparison.pairs) - len(pairs)
-    return replace(comparison, pairs=pairs)
 
 
 def _check(entry: Path, found: Input, data: ComparisonDataConfig, say: Say) -> None:

@@ -122,7 +122,10 @@ class _Ending:
 
     def _report(self, rewards: dict[int, list[float]]) -> dict[str, float]:
         from moss_train import files
-        from moss_train.evaluate.preference_report import Judged, describe, fit_temperature, report
+        from moss_train.evaluate.preference_calibration import fit_temperature
+        from moss_train.evaluate.preference_pairs import Judged
+        from moss_train.evaluate.preference_report import report
+        from moss_train.evaluate.preference_table import describe
         from moss_train.evaluate.reliability_plot import reliability_diagram
 
         valid = self.samples.valid
@@ -134,13 +137,14 @@ class _Ending:
         ]
         train = [one for part in self.samples.train_parts for one in self.samples.comparisons(part, _BASELINE_COMPARISONS)]
         temperature = fit_temperature(judged)
-        self.report = report(judged, temperature=temperature, train=train[:_BASELINE_COMPARISONS], seed=self.config.run.seed)
+        found = report(judged, temperature=temperature, train=train[:_BASELINE_COMPARISONS], seed=self.config.run.seed)
+        self.report = {"temperature": temperature, **found}
         files.replace_content(self.run.dir / REPORT, (json.dumps(self.report, indent=1, ensure_ascii=False) + "\n").encode())
         plots = self.run.dir / "plots"
         plots.mkdir(exist_ok=True)
         reliability_diagram(self.report, plots / "reliability.png")
-        self.run.log(f"\nvalidation: {valid.store.directory.name}\n{describe(self.report)}")
-        return {}
+        self.run.log(f"\nheld-out comparisons:\n{describe(self.report)}")
+        return {"valid/temperature": temperature}
 
     def export(self, parameters: Iterable[tuple[str, Any]], model_config: Any, dtype: str, record: Lineage) -> str | None:
         """Writes the preference model; of one with both heads, without the output projection."""

@@ -18,6 +18,7 @@ from moss_train.artifacts import lineage
 from moss_train.config import ExportDtype, StageConfig
 from moss_train.data.loader import StepPlan
 from moss_train.errors import NonFiniteError, PreemptedError
+from moss_train.model.shapes import LM, head_of
 from moss_train.train import checkpoint, loop
 from moss_train.train import engine as distributed
 from moss_train.train.forecast import Forecast, forecast
@@ -235,6 +236,9 @@ def _export(
     identity = run.together(lambda: export(whole, model_config, dtype, record(source, last, dtype)))
     out = run.dir / "export"
     run.log(f"\nexported to {out} ({identity})")
+    if head_of(model_config) != LM:
+        run.log(f"try it:      python scripts/score.py model={out} responses=FILE out=scored.jsonl")
+        return
     run.log(f'try it:      python scripts/generate.py model={out} prompt="..."')
     run.log(f'or anywhere: AutoModelForCausalLM.from_pretrained("{out}")')
 
