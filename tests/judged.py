@@ -31,18 +31,14 @@ def judged(standings: Sequence[float], rewards: Sequence[float], lengths: Sequen
     return Judged(comparison(standings, **rest), rewards, lengths or [10] * len(standings))  # type: ignore[arg-type]
 
 
-def many(count: int, seed: int = 0, *, tied: float = 0.2) -> list[Judged]:
-    """Comparisons of 2 to 5 responses with rewards that are right more often than not, with ties and equal rewards among them.
-
-    Args:
-        tied: Standings are rounded to this many of their standard deviations times ten.
-    """
+def many(count: int, seed: int = 0) -> list[Judged]:
+    """Comparisons of 2 to 5 responses with rewards that are right more often than not, with ties and equal rewards among them."""
     generator = np.random.default_rng(seed)
     made: list[Judged] = []
     while len(made) < count:
         size = int(generator.integers(2, 6))
         quality = generator.normal(size=size)
-        standings = np.round(quality / tied / 5) if tied else quality
+        standings = np.round(quality)
         rewards = np.round(2 * quality + generator.normal(size=size), 1)
         lengths = generator.integers(1, 40, size=size)
         number = len(made)
