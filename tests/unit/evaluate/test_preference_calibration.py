@@ -70,6 +70,12 @@ def test_equal_mass_spreads_what_equal_width_crowds() -> None:
     assert found["ece"] == pytest.approx(abs(right.mean() - confidence.mean()))
 
 
+def test_a_crowd_of_equal_confidences_keeps_its_bin_to_itself() -> None:
+    # One in thirty begins half a bin before the crowd, of which the middle is seven bins further.
+    found = calibrate(list_pairs(of_margins(-logit(0.75), *[logit(0.9)] * 29)), 1.0)
+    assert found["ece_equal_mass"] == pytest.approx(1 / 30 * 0.75 + 29 / 30 * 0.1)
+
+
 def test_no_pairs_have_no_figures() -> None:
     found = calibrate(list_pairs([]), 1.0)
     assert found["ece"] is found["ece_equal_mass"] is found["brier"] is found["log_loss"] is None
