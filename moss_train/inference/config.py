@@ -35,29 +35,21 @@ class ToolsConfig:
 
 
 @dataclass
-class GenerateConfig:
-    """What `scripts/generate.py` takes. Exactly one of `prompt`, `prompts`, `dialogue` and `chat` is given."""
+class SpeakerConfig:
+    """A model that speaks, what it is asked, and how it answers: what `scripts/generate.py` and `scripts/sample.py` share."""
 
     model: str = "???"
     """Model directory: an export, or a Hugging Face CodeGen or published MOSS directory."""
-    prompt: str | None = None
-    """A question; the model answers it as the first message of a dialogue."""
     prompts: str | None = None
     """A file of questions: a line each, or JSONL with the key `prompt`."""
     dialogue: str | None = None
     """A file of dialogues in any training layout; the reply of the last turn of each is generated anew. `FILE#N` takes the first N."""
-    chat: bool = False
-    """A dialogue in the terminal."""
-    out: str | None = None
-    """Write the replies here, JSONL, instead of printing them."""
     system: str | None = None
     """Meta instruction for questions; by default the one the model was trained with most. An empty text leaves it out."""
     plugins: list[Plugin] = field(default_factory=list)
     """Switches that are on in MOSS's meta instruction, used for questions where `system` is not given; inner thoughts are then written."""
     thoughts: bool | None = None
     """Let the model write inner thoughts and commands before its reply, and run the calls in these; by default where `plugins` has any."""
-    show_thoughts: bool = True
-    """Print inner thoughts, commands and results."""
     tools: ToolsConfig = field(default_factory=ToolsConfig)
     batch_size: int = 16
     """Replies that a rank writes at once. On a CPU they are the same with any number."""
@@ -80,16 +72,10 @@ class GenerateConfig:
     def problems(self) -> list[str]:
         """Everything that is wrong with the values."""
         found = []
-        given = [name for name in ("prompt", "prompts", "dialogue") if getattr(self, name) is not None] + ["chat"] * self.chat
-        if len(given) != 1:
-            told = f"found {' and '.join(given)}" if given else "found none of them"
-            found.append(f'exactly one of prompt="...", prompts=FILE, dialogue=FILE and chat=true must be given; {told}')
         if self.system is not None and self.plugins:
             found.append("system and plugins exclude each other: switches are part of a meta instruction; write them into system")
         if self.dialogue is not None and (self.system is not None or self.plugins):
             found.append("system and plugins have no effect on dialogue, whose records carry their own meta instruction; leave them out")
-        if self.chat and self.out is not None:
-            found.append("out has no effect on chat; leave it out")
         if self.thoughts is False and self.plugins:
             found.append("plugins need inner thoughts and commands, which thoughts=false leaves out; leave one of them out")
         if not all(math.isfinite(value) for value in (self.temperature, self.top_p, self.repetition_penalty)):
@@ -111,3 +97,28 @@ class GenerateConfig:
     def writes_thoughts(self) -> bool:
         """Whether the model writes inner thoughts."""
         return bool(self.plugins) if self.thoughts is None else self.thoughts
+
+
+@dataclass
+class GenerateConfig(SpeakerConfig):
+    """What `scripts/generate.py` takes. Exactly one of `prompt`, `prompts`, `dialogue` and `chat` is given."""
+
+    prompt: str | None = None
+    """A question; the model answers it as the first message of a dialogue."""
+    chat: bool = False
+    """A dialogue in the terminal."""
+    out: str | None = None
+    """Write the replies here, JSONL, instead of printing them."""
+    show_thoughts: bool = True
+    """Print inner thoughts, commands and results."""
+
+    def problems(self) -> list[str]:
+        """Everything that is wrong with the values."""
+        found = []
+        given = [name for name in ("prompt", "prompts", "dialogue") if getattr(self, name) is not None] + ["chat"] * self.chat
+        if len(given) != 1:
+            told = f"found {' and '.join(given)}" if given else "found none of them"
+            found.append(f'exactly one of prompt="...", prompts=FILE, dialogue=FILE and chat=true must be given; {told}')
+        if self.chat and self.out is not None:
+            found.append("out has no effect on chat; leave it out")
+        return found + super().problems()

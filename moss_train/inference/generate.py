@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,13 @@ from moss_train.data.dialogue import Dialogue, Turn
 from moss_train.data.formats import parse
 from moss_train.data.records import read_records
 from moss_train.data.terminal import visible
-from moss_train.errors import DataError, FailedElsewhereError, MossTrainError, OutOfMemoryError, UsageError
-from moss_train.inference.config import GenerateConfig
+from moss_train.errors import DataError, MossTrainError, OutOfMemoryError, UsageError
+from moss_train.inference import together
+from moss_train.inference.config import GenerateConfig, SpeakerConfig
 from moss_train.inference.speaker import Speaker, default_system
 from moss_train.inference.turns import Reply
 
 _log = logging.getLogger("moss_train")
-_TIMEOUT = timedelta(hours=24)
-"""A rank may have this much less to write than another."""
 
 
 def questions(config: GenerateConfig) -> list[tuple[str, str]]:
@@ -44,20 +42,29 @@ def questions(config: GenerateConfig) -> list[tuple[str, str]]:
         if not config.prompt.strip():
             raise UsageError("prompt is empty; ask something")
         return [("prompt", config.prompt)]
-    path = Path(config.prompts or "")
+    return [(place, text) for place, text, _ in read_questions(config.prompts or "")]
+
+
+def read_questions(spec: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """The questions of a file: the origin, the question, and the record it stands in, which is empty for a line of text.
+
+    Raises:
+        DataError: The file cannot be read, or holds none.
+    """
+    path = Path(spec)
+    found: list[tuple[str, str, dict[str, Any]]] = []
     if path.suffix.lower() in (".txt", ""):
         try:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"prompts={path} cannot be read: {error}") from error
-        found = [(f"{path}:{number + 1}", line.strip()) for number, line in enumerate(lines) if line.strip()]
+        found = [(f"{path}:{number + 1}", line.strip(), {}) for number, line in enumerate(lines) if line.strip()]
     else:
-        found = []
-        for record in read_records(str(path)):
+        for record in read_records(spec):
             value = record.value.get("prompt") if isinstance(record.value, dict) else None
             if not isinstance(value, str) or not value.strip():
                 raise DataError(f'{record.origin}: expected an object with a text under "prompt", found {str(record.value)[:80]}')
-            found.append((record.origin, value))
+            found.append((record.origin, value, record.value))
     if not found:
         raise DataError(f"prompts={path} holds no question")
     return found
@@ -75,7 +82,7 @@ def dialogues_to_answer(config: GenerateConfig) -> list[Dialogue]:
     return [Dialogue(str(number), system, (Turn(human=f" {text.strip()}"),), origin=place) for number, (place, text) in enumerate(asked)]
 
 
-def system_text(config: GenerateConfig) -> str:
+def system_text(config: SpeakerConfig) -> str:
     """The meta instruction for questions."""
     text = default_system(Path(config.model), config.writes_thoughts, config.plugins) if config.system is None else config.system
     return text + "\n" if text and not text.endswith("\n") else text
@@ -131,10 +138,10 @@ def main(config: GenerateConfig) -> None:
 
         if ranks > 1:
             raise UsageError(f"chat=true with {ranks} ranks: a chat has one; start it with python")
-        chat(Speaker(config, 1), system_text(config))
+        chat(Speaker(config, 1), system_text(config), show_thoughts=config.show_thoughts)
         return
     if ranks > 1:
-        dist.init_process_group("gloo", timeout=_TIMEOUT)
+        together.join()
     if rank != 0:
         _log.setLevel(logging.WARNING)
     started = time.perf_counter()
@@ -213,13 +220,8 @@ def _gather(own: list[tuple[int, Reply]], error: MossTrainError | None, rank: in
     Raises:
         FailedElsewhereError: Another rank has failed.
     """
-    failures: list[Any] = [None] * ranks
-    dist.all_gather_object(failures, None if error is None else (str(error), error.exit_code))
-    failed = next((number for number, failure in enumerate(failures) if failure is not None), None)
+    together.raise_together(error, ranks)
     every: list[Any] = [None] * ranks
-    if failed is None:
-        dist.gather_object(own, every if rank == 0 else None)
+    dist.gather_object(own, every if rank == 0 else None)
     dist.destroy_process_group()
-    if failed is not None and error is None:
-        raise FailedElsewhereError(f"rank {failed}: {failures[failed][0]}", failures[failed][1])
     return sorted((pair for part in every if part for pair in part), key=lambda pair: pair[0])

@@ -19,7 +19,7 @@ from moss_train.data.records import PROBLEMS_SHOWN
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import CheckpointError, DataError, OutOfMemoryError
 from moss_train.inference import memory
-from moss_train.inference.config import DeviceMap, GenerateConfig
+from moss_train.inference.config import DeviceMap, SpeakerConfig
 from moss_train.inference.decoder import FEWEST_SLOTS, Decoder, Task
 from moss_train.inference.plugins import make_toolbox
 from moss_train.inference.sampling import Sampling
@@ -56,13 +56,14 @@ class Speaker:
     Args:
         config: Settings.
         batch_size: Replies at once.
+        share_prompts: Whether dialogues come in groups of equal ones, each of which is then read once.
 
     Raises:
         CheckpointError: The model cannot be loaded, or its tokenizer does not fit it.
         OutOfMemoryError: It needs more memory than there is.
     """
 
-    def __init__(self, config: GenerateConfig, batch_size: int):
+    def __init__(self, config: SpeakerConfig, batch_size: int, share_prompts: bool = False):
         self.config = config
         directory = Path(config.model)
         if not config.unverified:
@@ -73,6 +74,7 @@ class Speaker:
         dtype = DTYPES.get(config.dtype.value) or _fitting(stored_dtype(directory, config.allow_pickle), self.device)
         on_cpu = self.device.type == "cpu"
         slots = -(-batch_size // FEWEST_SLOTS) * FEWEST_SLOTS if on_cpu else batch_size
+        slots += share_prompts
         self.memory = memory.predict(model_config, dtype, slots, eager=on_cpu)
         _log.info(self.memory.describe(slots, model_config.n_positions))
         spread = "auto" if config.device_map is DeviceMap.auto else None
@@ -97,7 +99,7 @@ class Speaker:
         controls = set(self.tokenizer.control_ids.values()) | {self.tokenizer.endoftext}
         # Tags, and ids beyond the tokenizer, have no place in a reply.
         forbidden = self.tokenizer.special_ids | set(range(self.tokenizer.size, rows))
-        self.decoder = Decoder(self.model, controls, forbidden, sampling, config.seed, batch_size, backend)
+        self.decoder = Decoder(self.model, controls, forbidden, sampling, config.seed, batch_size, backend, share_prompts)
         if on_cpu and not self.decoder.exact:
             _log.warning("products on this machine depend on how many rows they are made of: another batch_size can change a reply")
         tools = config.tools

@@ -73,16 +73,17 @@ class _Screen:
         return segment == "MOSS" or self.show_thoughts
 
 
-def chat(speaker: Speaker, system: str, console: Console | None = None) -> None:
+def chat(speaker: Speaker, system: str, console: Console | None = None, show_thoughts: bool = True) -> None:
     """Reads messages from standard input, and answers each, until the input ends.
 
     Args:
         speaker: Of one slot.
         system: Meta instruction.
         console: Where it is shown; by default the terminal.
+        show_thoughts: Whether inner thoughts, commands and results are shown at first; /thoughts changes it.
     """
     console = console or Console(highlight=False)
-    screen = _Screen(speaker, console, speaker.config.show_thoughts)
+    screen = _Screen(speaker, console, show_thoughts)
     speaker.decoder.on_token = screen.token
     speaker.decoder.keep_cache = True
     interactive = sys.stdin.isatty()
