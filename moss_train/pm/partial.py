@@ -68,6 +68,12 @@ class Partial:
             else:
                 files.replace_content(path, (json.dumps(settings, indent=1, ensure_ascii=False) + "\n").encode())
 
+    def close(self) -> None:
+        """Lets another program go on; what is there stays."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def _compare(self, path: Path, settings: dict[str, Any]) -> None:
         remedy = f"Name another out, or remove {self.folder}"
         try:
@@ -140,6 +146,7 @@ class Partial:
             files.rename(merged, self.out)
             files.sync_directory(self.out.parent)
             files.remove_directory(self.folder)
+            self.close()
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:

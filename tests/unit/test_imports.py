@@ -112,6 +112,7 @@ def test_configuration_needs_the_standard_library_only(name: str) -> None:
         "moss_train.artifacts.export",
         "moss_train.evaluate.main",
         "moss_train.evaluate.transfer",
+        "moss_train.pm.sample",
     ],
 )
 def test_what_needs_no_training_works_without_deepspeed(module: str) -> None:

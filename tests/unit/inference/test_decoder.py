@@ -128,3 +128,18 @@ def test_a_row_may_fill_all_positions(model: CodeGenLM) -> None:
 def test_the_number_of_rows_that_are_alike(model: CodeGenLM) -> None:
     multiple = rows_alike(model)
     assert multiple in (4, 8, 16, 32)
+
+
+@pytest.mark.parametrize("task", [reply, turn])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_a_shared_prompt_is_read_once_and_changes_no_bit(model: CodeGenLM, task: type, batch_size: int) -> None:
+    """Rows of one prompt, in slots that come free at different times, are what they are when each reads it anew."""
+    samples = 5
+    numbered = [(number * samples + one, prompt) for number, prompt in enumerate(prompts(4)) for one in range(samples)]
+    anew = decoder(model, batch_size)
+    expected = dict(anew.run((number, task(prompt)) for number, prompt in numbered))
+    shared = Decoder(model, STOPS, FORBIDDEN, anew.sampling, anew.seed, batch_size, share_prompts=True)
+    assert dict(shared.run((number, task(prompt)) for number, prompt in numbered)) == expected
+    assert len({str(result) for result in expected.values()}) > 15
+    saved = sum((samples - 1) * len(prompt) for prompt in prompts(4))
+    assert anew.prompt_tokens - shared.prompt_tokens == saved
