@@ -33,7 +33,7 @@ from moss_train.inference import together
 from moss_train.inference.generate import read_questions, system_text
 from moss_train.inference.speaker import Speaker
 from moss_train.inference.turns import Reply
-from moss_train.pm.config import SampleConfig
+from moss_train.pm.sample_config import SampleConfig
 from moss_train.pm.partial import Partial
 
 _log = logging.getLogger("moss_train")

@@ -17,7 +17,7 @@ from moss_train.data.dialogue import Turn
 from moss_train.errors import DataError, DiskFullError, UsageError
 from moss_train.inference.plugins import ToolRun
 from moss_train.inference.turns import Reply
-from moss_train.pm.config import SampleConfig
+from moss_train.pm.sample_config import SampleConfig
 from moss_train.pm.partial import Partial
 from moss_train.pm.sample import read_prompts, to_line
 from tests.launch import python, run, succeeded
