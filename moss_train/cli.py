@@ -63,6 +63,7 @@ PROGRAMS = {
     "plan": Program("plan", "moss_train.sft.config:PlanSFTConfig", "moss_train.sft.main:plan"),
     "generate": Program("generate", "moss_train.inference.config:GenerateConfig", "moss_train.inference.generate:main", is_job=True),
     "sample": Program("sample", "moss_train.pm.sample_config:SampleConfig", "moss_train.pm.sample:main", is_job=True),
+    "rank": Program("rank", "moss_train.pm.rank_config:RankConfig", "moss_train.pm.rank:main", is_job=True),
     "evaluate": Program("evaluate", "moss_train.evaluate.config:EvaluateConfig", "moss_train.evaluate.main:main", is_job=True),
 }
 

@@ -37,6 +37,7 @@ TORCH_FREE = [
     "cli.py",
     "train/manifest.py",
     "train/listing.py",
+    "pm/rank_config.py",
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "artifacts").glob("lineage*.py")),
     *sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("**/config.py") if path.parent != PACKAGE),
 ]
@@ -113,6 +114,7 @@ def test_configuration_needs_the_standard_library_only(name: str) -> None:
         "moss_train.evaluate.main",
         "moss_train.evaluate.transfer",
         "moss_train.pm.sample",
+        "moss_train.pm.rank",
     ],
 )
 def test_what_needs_no_training_works_without_deepspeed(module: str) -> None:

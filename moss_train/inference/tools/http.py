@@ -124,6 +124,18 @@ def is_public(address: str) -> bool:
     return parsed.is_global and not parsed.is_multicast and parsed in _UNICAST and not any(parsed in one for one in _EMBEDDING)
 
 
+class StatusFailure(ToolFailure):
+    """The server answered with another status than 200.
+
+    Args:
+        retry_after: Seconds that the server asks to wait, where it says so in seconds.
+    """
+
+    def __init__(self, place: str, status: int, retry_after: float | None):
+        super().__init__(f"{place}: the server answered {status}")
+        self.status, self.retry_after = status, retry_after
+
+
 class Client:
     """Makes single requests.
 
@@ -142,10 +154,11 @@ class Client:
         self._allowed = {one.lower() for one in allow}
         self._context = context
 
-    def post(self, url: str, body: bytes, content_type: str) -> Answer:
-        """Sends `body`, and reads the answer.
+    def post(self, url: str, body: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> Answer:
+        """Sends `body`, with further `headers`, and reads the answer.
 
         Raises:
+            StatusFailure: The answer has another status than 200 (and is no redirect).
             ToolFailure: The place is refused or not there, or the answer is not `200 OK` within the bounds.
         """
         end = time.monotonic() + self.seconds
@@ -156,8 +169,8 @@ class Client:
         connection = _open(target, self._addresses(target), end, self._context)
         guard = _Guard(connection.sock, end)
         try:
-            headers = {"Content-Type": content_type, "Accept-Encoding": "identity", "User-Agent": "moss-train", "Connection": "close"}
-            connection.request("POST", target.path, body, headers)
+            own = {"Content-Type": content_type, "Accept-Encoding": "identity", "User-Agent": "moss-train", "Connection": "close"}
+            connection.request("POST", target.path, body, {**own, **(headers or {})})
             return self._read(connection.getresponse(), target)
         except (OSError, http.client.HTTPException, ValueError) as error:
             why = f"no answer within {self.seconds:g} seconds" if guard.expired else str(error) or type(error).__name__
@@ -189,7 +202,8 @@ class Client:
         if 300 <= response.status < 400:
             raise ToolFailure(f"{target.place}: redirects are not followed")
         if response.status != 200:
-            raise ToolFailure(f"{target.place}: the server answered {response.status}")
+            wait = response.getheader("Retry-After", "")
+            raise StatusFailure(target.place, response.status, float(wait) if re.fullmatch(r"\d{1,5}", wait) else None)
         if response.getheader("Content-Encoding", "identity").lower() != "identity":
             raise ToolFailure(f"{target.place}: the answer is compressed")
         body = response.read(self.max_bytes + 1)
