@@ -81,13 +81,13 @@ def test_what_is_no_key_is_refused(monkeypatch: pytest.MonkeyPatch, value: str |
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     if value is not None:
         monkeypatch.setenv("JUDGE_KEY", value)
-    with pytest.raises(UsageError, match="judge.key_env=JUDGE_KEY") as caught:
+    with pytest.raises(UsageError, match=r"judge\.key_env=JUDGE_KEY") as caught:
         Judge(JudgeConfig(url="https://example.com/v1", model="m", key_env="JUDGE_KEY"))
     assert not value or value not in str(caught.value)
 
 
 def test_errors_of_the_request_are_told_at_once() -> None:
-    with serve(lambda prompt, number: (400, "")) as server, pytest.raises(UsageError, match="answered 400.*judge.model=m"):
+    with serve(lambda prompt, number: (400, "")) as server, pytest.raises(UsageError, match=r"answered 400.*judge\.model=m"):
         judge_of(server).rank_line(line(["aa", "b"]))
     assert len(server.requests) == 1
 
