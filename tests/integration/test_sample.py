@@ -17,8 +17,8 @@ from moss_train.data.comparisons import parse_responses
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.inference.speaker import Speaker
 from moss_train.model.codegen import init_model
-from moss_train.pm.sample_config import SampleConfig
 from moss_train.pm.sample import read_prompts, sample
+from moss_train.pm.sample_config import SampleConfig
 from tests.forked import Ranks, forked
 from tests.launch import deepspeed, succeeded
 

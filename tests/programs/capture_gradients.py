@@ -1,4 +1,4 @@
-"""scripts/sft.py, which also writes the full gradient of its first optimizer step: capture_gradients.py OUT.pt [overrides].
+"""A stage that also writes the full gradient of its first optimizer step: capture_gradients.py OUT.pt [stage=NAME] [overrides].
 
 The gradient is what DeepSpeed is about to apply: reduced over ranks and micro-batches, before clipping, in float32.
 """
@@ -16,7 +16,9 @@ from moss_train.train import engine as distributed
 
 
 def main() -> None:
-    """Runs SFT with the engine's first update watched."""
+    """Runs a stage, SFT by default, with the engine's first update watched."""
+    stage = next((name for name in ("pm", "pretrain") if f"stage={name}" in sys.argv), "sft")
+    sys.argv[:] = [argument for argument in sys.argv if not argument.startswith("stage=")]
     out = Path(next(argument for argument in sys.argv[1:] if argument.endswith(".pt")))
     sys.argv.remove(str(out))
     initialize = distributed.initialize
@@ -41,7 +43,7 @@ def main() -> None:
         return engine
 
     distributed.initialize = watched
-    cli.run("sft")
+    cli.run(stage)
 
 
 if __name__ == "__main__":

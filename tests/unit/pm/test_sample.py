@@ -17,9 +17,9 @@ from moss_train.data.dialogue import Turn
 from moss_train.errors import DataError, DiskFullError, UsageError
 from moss_train.inference.plugins import ToolRun
 from moss_train.inference.turns import Reply
-from moss_train.pm.sample_config import SampleConfig
 from moss_train.pm.partial import Partial
 from moss_train.pm.sample import read_prompts, to_line
+from moss_train.pm.sample_config import SampleConfig
 from tests.launch import python, run, succeeded
 
 SETTINGS = {"seed": 0, "samples": 2, "temperature": 1.0}
