@@ -2,7 +2,8 @@
 
 Each pair is asked in both orders: a judge that prefers what stands first contradicts itself, and the pair is a tie. An answer that is no
 verdict is asked for again, and then counted as an abstention: the pair stays unknown. A response stands as high as the mean of what its
-known pairs gave: 1 for each that it won, a half for each tie.
+known pairs gave: 1 for each that it won, a half for each tie. (Ranks cannot say that a pair is unknown: of three or more responses, two
+that nothing is known of may share a rank. The provenance has the verdicts of every pair.)
 
 The judge sees what was said, not the meta instruction, thoughts and commands.
 """
@@ -50,6 +51,7 @@ _VERDICT = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
 _BARE = re.compile(r"\W*(A|B|C|tie)\W*", re.IGNORECASE)
 _KEY = re.compile(r"[!-~]{1,4096}")
 _LONGEST_WAIT = 60.0
+_FOR_A_TIME = (408, 409, 425, 429)
 _MAX_ANSWER_BYTES = 4 * 2**20
 
 
@@ -65,6 +67,9 @@ class Judge:
         self.template = read_template(config.template)
         url = str(config.url).rstrip("/")
         self._url = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
+        if "?" in url or "#" in url:
+            # It goes into records, which a key must not.
+            raise UsageError("judge.url has a query; leave it out. A key belongs into the environment variable named in judge.key_env")
         parse_url(self._url)
         self._headers = {} if config.key_env is None else {"Authorization": f"Bearer {_read_key(config.key_env)}"}
         self._client = Client(allow=config.allow, seconds=config.timeout_seconds, max_bytes=_MAX_ANSWER_BYTES)
@@ -147,7 +152,7 @@ class Judge:
                 problem = str(failure)
                 if failure.status in (401, 403):
                     raise UsageError(f"judge.url: {problem}: {self._describe_key()}") from None
-                if failure.status != 429 and failure.status < 500:
+                if failure.status not in _FOR_A_TIME and failure.status < 500:
                     hint = f"look at judge.url={self.config.url} and judge.model={self.config.model}"
                     raise UsageError(f"judge.url: {problem}, which repeating does not change; {hint}") from None
                 wait = min(_LONGEST_WAIT, max(wait, failure.retry_after or 0.0))

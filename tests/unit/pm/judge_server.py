@@ -15,7 +15,7 @@ Behave = Callable[[str, int], tuple[int, str]]
 
 
 class Server(ThreadingHTTPServer):
-    """Attributes: requests: Bodies, in order. keys: Values of the header Authorization."""
+    """Attributes: requests: Bodies, in order. keys: Values of the header Authorization. retry_after: What failures say."""
 
     daemon_threads = True
 
@@ -25,6 +25,7 @@ class Server(ThreadingHTTPServer):
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.lock = threading.Lock()
+        self.retry_after: str | None = None
 
     @property
     def place(self) -> str:
@@ -47,6 +48,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
+        if status != 200 and self.server.retry_after is not None:
+            self.send_header("Retry-After", self.server.retry_after)
         self.end_headers()
         self.wfile.write(content)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,21 @@ def test_failures_for_a_time_are_tried_again() -> None:
     with serve(lambda prompt, number: (500, "") if number == 1 else (429, "") if number == 2 else prefers_longer(prompt, number)) as server:
         outcome = judge_of(server).rank_line(line(["aa", "b"]))
     assert (outcome.ranks, len(server.requests)) == ([1, 2], 4)
+
+
+@pytest.mark.parametrize(("told", "seconds"), [("1", 1.0), ("soon", 0.0)])
+def test_a_server_that_says_how_long_to_wait_is_heeded(told: str, seconds: float) -> None:
+    with serve(lambda prompt, number: (429, "") if number == 1 else prefers_longer(prompt, number)) as server:
+        server.retry_after = told
+        started = time.monotonic()
+        assert judge_of(server).rank_line(line(["aa", "b"])).ranks == [1, 2]
+    assert seconds <= time.monotonic() - started < seconds + 5
+
+
+def test_a_url_with_a_query_is_refused_without_showing_it() -> None:
+    with pytest.raises(UsageError, match="has a query") as caught:
+        Judge(JudgeConfig(url="https://example.com/v1?key=secret", model="m"))
+    assert "secret" not in str(caught.value)
 
 
 def test_what_is_no_verdict_is_an_abstention() -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from moss_train.artifacts import lineage
 from moss_train.data.formats.preference import read_comparisons
+from moss_train.data.records import read_records
 from moss_train.errors import DataError, MossTrainError, PreemptedError, UsageError
 from moss_train.pm.rank import main
 from moss_train.pm.rank_config import By, Checker, JudgeConfig, RankConfig
@@ -66,6 +67,25 @@ def test_lines_are_written_on_with_ranks_and_provenance(tmp_path: Path) -> None:
     comparisons, problems = read_comparisons(config.out)
     assert (len(comparisons), problems.counts) == (16, {})
     assert not Path(f"{config.out}.partial").exists()
+
+
+def test_real_solutions_become_the_comparisons_that_their_own_layout_gives(tmp_path: Path, real_data: Path) -> None:
+    solved = [value.value for value in read_records(str(real_data / "gsm8k" / "model_solutions.jsonl"))]
+    lines = []
+    for one in solved:
+        replies = [value["solution"].strip() for value in one.values() if isinstance(value, dict)]
+        lines.append(record(replies, one["question"].strip(), answer=one["ground_truth"]))
+    config = RankConfig(responses=str(tmp_path / "responses.jsonl"), out=str(tmp_path / "out.jsonl"), by=By.checker, checker=Checker.number)
+    write(Path(config.responses), lines)
+    main(config)
+    found = lineage.load(Path(config.out))
+    assert found is not None
+    marks = [{value["is_correct"] for value in one.values() if isinstance(value, dict)} for one in solved]
+    by_marks = {"all_correct": marks.count({True}), "all_wrong": marks.count({False}), "ranked": marks.count({True, False})}
+    assert found.lineage.details["counts"] == by_marks
+    direct, _ = read_comparisons(str(real_data / "gsm8k" / "model_solutions.jsonl"), on_bad="skip", max_bad_share=0.5)
+    ranked, _ = read_comparisons(config.out)
+    assert [one.pairs for one in ranked] == [one.pairs for one in direct]
 
 
 def test_the_record_beside_it_says_what_was_left_out(tmp_path: Path) -> None:
