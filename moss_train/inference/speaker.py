@@ -100,6 +100,10 @@ class Speaker:
         # Tags, and ids beyond the tokenizer, have no place in a reply.
         forbidden = self.tokenizer.special_ids | set(range(self.tokenizer.size, rows))
         self.decoder = Decoder(self.model, controls, forbidden, sampling, config.seed, batch_size, backend, share_prompts)
+        if on_cpu and self.decoder.cache.slots > slots:
+            # Which rows a processor's products are made of is known only now.
+            self.memory = memory.predict(model_config, dtype, self.decoder.cache.slots, eager=on_cpu)
+            _log.info(f"on this processor: {self.memory.describe(self.decoder.cache.slots, model_config.n_positions)}")
         if on_cpu and not self.decoder.exact:
             _log.warning("products on this machine depend on how many rows they are made of: another batch_size can change a reply")
         tools = config.tools

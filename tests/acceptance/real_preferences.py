@@ -83,10 +83,8 @@ def row(found: dict[str, Any]) -> str:
     share, given, length = found["accuracy"], found["calibration"]["given"], found["reward_length"]
     baselines = " | ".join(f"{100 * found['baselines'][name]['accuracy']:.1f}" for name in ("random", "longer", "shorter", "bag_of_words"))
     low, high = share["interval"]
-    return (
-        f"| {found['name']} | {found['comparisons']} | {found['pairs']} | {100 * share['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f}) "
-        f"| {baselines} | {given['ece']:.3f} | {given['brier']:.3f} | {found['temperature']:.2f} | {length} |"
-    )
+    accuracy = f"{100 * share['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    return f"| {found['name']} | {found['comparisons']} | {found['pairs']} | {accuracy} | {baselines} | {given['ece']:.3f} | {given['brier']:.3f} | {found['temperature']:.2f} | {length} |"
 
 
 def main() -> None:
