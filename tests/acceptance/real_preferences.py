@@ -84,7 +84,8 @@ def row(found: dict[str, Any]) -> str:
     baselines = " | ".join(f"{100 * found['baselines'][name]['accuracy']:.1f}" for name in ("random", "longer", "shorter", "bag_of_words"))
     low, high = share["interval"]
     accuracy = f"{100 * share['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-    return f"| {found['name']} | {found['comparisons']} | {found['pairs']} | {accuracy} | {baselines} | {given['ece']:.3f} | {given['brier']:.3f} | {found['temperature']:.2f} | {length} |"
+    figures = f"{given['ece']:.3f} | {given['brier']:.3f} | {found['temperature']:.2f} | {length['pearson']:+.2f}"
+    return f"| {found['name']} | {found['comparisons']} | {found['pairs']} | {accuracy} | {baselines} | {figures} |"
 
 
 def main() -> None:
