@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +181,8 @@ def verify(config: VerifyPMConfig) -> None:
 
 def plan(config: PlanPMConfig) -> None:
     """Tells what a job would take: the job behind `scripts/plan.py`."""
+    from moss_train.model.pm import pm_config
     from moss_train.train.plan import plan_stage
 
-    plan_stage(config, config, config.data.seq_len * config.data.max_responses)
+    row_tokens = config.data.seq_len * config.data.max_responses
+    plan_stage(config, config, row_tokens, partial(pm_config, with_lm=config.objective.lm_coefficient > 0))

@@ -33,8 +33,8 @@ from moss_train.inference import together
 from moss_train.inference.generate import read_questions, system_text
 from moss_train.inference.speaker import Speaker
 from moss_train.inference.turns import Reply
-from moss_train.pm.sample_config import SampleConfig
 from moss_train.pm.partial import Partial
+from moss_train.pm.sample_config import SampleConfig
 
 _log = logging.getLogger("moss_train")
 _OWN = ("origin", "context", "responses")

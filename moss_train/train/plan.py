@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,19 +73,22 @@ class Plan:
     export: int
 
 
-def plan_stage(config: StageConfig, options: PlanOptions, seq_len: int) -> None:
+def plan_stage(
+    config: StageConfig, options: PlanOptions, seq_len: int, head: Callable[[Any], Any] = lambda model_config: model_config
+) -> None:
     """Prints the plan of a stage, and writes it where `out` names a file.
 
     Args:
         config: Of the stage.
         options: Of the plan.
         seq_len: Tokens of a row.
+        head: Gives the architecture of a language model the stage's own head.
 
     Raises:
         UsageError: It is impossible; with the nearest configuration that is not.
     """
     memory = device_memory(options)
-    model_config = _architecture(config, seq_len)
+    model_config = head(_architecture(config, seq_len))
     check_divides(config.train.global_batch_size, config.train.micro_batch_size, options.world_size)
     setup = setup_of(config, model_config, seq_len, options.world_size, options.device != CPU)
     check_modelled(setup)
