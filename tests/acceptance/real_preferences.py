@@ -2,7 +2,7 @@
 
     python -m tests.acceptance.real_preferences --data DIR --out runs/real_preferences
 
-Each starts from a small model that was first fine-tuned on real replies of the same kind: GSM8K's own answers, or the better sides. All that
+Each starts from a small model that was first fine-tuned on real replies of the same kind (GSM8K's answers, or the better sides). All that
 comes out is listed, with the trivial baselines on the same pairs.
 """
 
