@@ -198,8 +198,9 @@ def test_what_was_judged_before_the_judge_failed_is_kept(tmp_path: Path) -> None
         config = judged(tmp_path, server)
         with pytest.raises(UsageError, match="answered 503"):
             main(config)
+        # Of 30 answers, four lines of up to six may not have had all of theirs.
         kept = len(read(Path(f"{config.out}.partial"))) - 1
-        assert kept >= 3
+        assert kept >= 2
         server.behave = prefers_longer
         asked = len(server.requests)
         main(config)
@@ -259,11 +260,19 @@ def test_a_wrong_key_ends_with_an_exit_code(tmp_path: Path) -> None:
     assert "secret" not in written + result.stderr + result.stdout
 
 
+def lines_of(path: Path) -> int:
+    """Lines of a file that may go at any time."""
+    try:
+        return path.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
 def test_random_kills_change_nothing(tmp_path: Path) -> None:
     """The judge answers after some milliseconds; the job is killed after a random number of lines more, and started again."""
 
     def slow(prompt: str, number: int) -> tuple[int, str]:
-        time.sleep(0.005)
+        time.sleep(0.01)
         return prefers_longer(prompt, number)
 
     rng = random.Random(1)
@@ -282,8 +291,8 @@ def test_random_kills_change_nothing(tmp_path: Path) -> None:
         ]
         while not out.exists() or partial.exists():
             process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
-            wanted = (partial.read_bytes().count(b"\n") if partial.exists() else 0) + rng.randint(1, 9)
-            while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") >= wanted):
+            wanted = lines_of(partial) + rng.randint(1, 6)
+            while process.poll() is None and lines_of(partial) < wanted:
                 time.sleep(0.001)
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
