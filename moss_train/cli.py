@@ -64,6 +64,7 @@ PROGRAMS = {
     "generate": Program("generate", "moss_train.inference.config:GenerateConfig", "moss_train.inference.generate:main", is_job=True),
     "sample": Program("sample", "moss_train.pm.sample_config:SampleConfig", "moss_train.pm.sample:main", is_job=True),
     "rank": Program("rank", "moss_train.pm.rank_config:RankConfig", "moss_train.pm.rank:main", is_job=True),
+    "score": Program("score", "moss_train.pm.score_config:ScoreConfig", "moss_train.pm.score_job:main", is_job=True),
     "evaluate": Program("evaluate", "moss_train.evaluate.config:EvaluateConfig", "moss_train.evaluate.main:main", is_job=True),
 }
 

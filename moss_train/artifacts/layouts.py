@@ -64,5 +64,7 @@ def layout_config(model_config: Any, layout: str) -> Any:
         config = GPTJConfig(**{key: getattr(model_config, key) for key in kept})
         if head_of(model_config) == PM:
             config.moss_head, config.num_labels = PM, 1
+            if getattr(model_config, "moss_temperature", None) is not None:
+                config.moss_temperature = model_config.moss_temperature
     config.architectures = [class_name(config, layout)]
     return config

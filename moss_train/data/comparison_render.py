@@ -10,7 +10,7 @@ from moss_train.data.comparison_rows import RenderedComparison
 from moss_train.data.comparisons import Comparison, Pair, context_from_json, context_to_json, response_to_json
 from moss_train.data.dialogue import Turn
 from moss_train.data.records import OnError, RecordError
-from moss_train.data.render import Rendered, render_all
+from moss_train.data.render import Rendered, Segment, render_all
 from moss_train.data.survey import language_of
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import UsageError
@@ -63,21 +63,16 @@ def _fit(comparison: Comparison, rendered: Sequence[Rendered], seq_len: int, on_
     origin = comparison.context.origin
     ends = [one.segments[-1].content_end for one in rendered]
     longest = max(ends) + 1
-    turns = len(comparison.context.turns)
-    first = rendered[0].segments
-    meta_end = next((one.end for one in first if one.turn == -1), 0)
-    starts = [next(one.start for one in first if one.turn == turn) for turn in range(turns)]
+    last_start = min(one.start for one in rendered[0].segments if one.turn == len(comparison.context.turns) - 1)
     # What goes is part of every response's ids alike: the context comes before what differs.
-    cut = 0
-    if longest > seq_len and on_long != "drop":
-        cut = next((start - meta_end for start in starts if longest - (start - meta_end) <= seq_len), starts[-1] - meta_end)
+    meta_end, cut, _ = cut_context(rendered[0].segments, longest, longest if on_long == "drop" else seq_len)
     if longest - cut > seq_len and on_long != "truncate":
         problem = f"a response with its context has {longest} tokens, data.seq_len is {seq_len} (data.on_long={on_long})."
         raise RecordError(origin, "too_long", problem)
     documents, marks, replies = [], [], []
     for one, end in zip(rendered, ends):
         last = one.segments[-1]
-        written = [mark and place >= starts[-1] for place, mark in enumerate(one.loss_mask[: end + 1])]
+        written = [mark and place >= last_start for place, mark in enumerate(one.loss_mask[: end + 1])]
         ids, kept = one.input_ids[:meta_end] + one.input_ids[meta_end + cut : end + 1], written[:meta_end] + written[meta_end + cut :]
         excess = max(0, len(ids) - seq_len)
         if excess >= last.content_end - last.content_start:
@@ -91,6 +86,23 @@ def _fit(comparison: Comparison, rendered: Sequence[Rendered], seq_len: int, on_
         problem = f"two responses are equal in the {seq_len} tokens that are kept of each (data.seq_len)."
         raise RecordError(origin, "equal_after_truncation", problem)
     return RenderedComparison(documents, marks, replies, comparison.pairs, best_of(comparison), line_of(comparison))
+
+
+def cut_context(segments: Sequence[Segment], longest: int, seq_len: int) -> tuple[int, int, int]:
+    """What of a context goes, so that a response fits: its oldest turns, all but the one that asks where it must be.
+
+    Args:
+        segments: Of the context with a response, which is the last turn.
+        longest: Tokens of the context with its longest response, up to the token that ends the reply. seq_len: Most of them.
+
+    Returns:
+        Where the meta instruction, which stays, ends; the tokens that go behind it, too few where even the last turn is too long; the
+        turns that these are.
+    """
+    meta_end = next((one.end for one in segments if one.turn == -1), 0)
+    starts = [min(one.start for one in segments if one.turn == turn) - meta_end for turn in range(segments[-1].turn + 1)]
+    turns = next((turn for turn, start in enumerate(starts) if longest - start <= seq_len), len(starts) - 1)
+    return meta_end, starts[turns], turns
 
 
 def best_of(comparison: Comparison) -> int:

@@ -246,10 +246,7 @@ def collate_comparisons(rows: Sequence[ComparisonRow | None], pad_id: int, with_
     present = [row for row in rows if row is not None]
     documents = [document for row in present for document in row.documents]
     lengths = [len(document) for document in documents]
-    tokens = sum(lengths)
-    padding = -tokens % LENGTH_MULTIPLE if tokens else LENGTH_MULTIPLE
-    boundaries = np.cumsum([0, *lengths, padding] if padding else [0, *lengths])
-    ids = np.concatenate([*documents, np.full(padding, pad_id)]).astype(np.int64)
+    packed = pack_documents(documents, pad_id)
     first = np.cumsum([0, *(len(row.documents) for row in present)])
     pairs = [row.pairs.astype(np.int64) + start for row, start in zip(present, first)]
     strengths = np.concatenate([row.strengths for row in present]) if present else np.zeros(0, dtype=np.float32)
@@ -259,9 +256,7 @@ def collate_comparisons(rows: Sequence[ComparisonRow | None], pad_id: int, with_
     untied = [int((row.strengths > 0).sum()) for row in present]
     untied_weights = np.repeat([1 / count if count else 0.0 for count in untied], counts) * ~tied
     tensors = {
-        "input_ids": torch.from_numpy(ids)[None],
-        "position_ids": torch.from_numpy(np.concatenate([np.arange(n) for n in np.diff(boundaries)]))[None],
-        "cu_seqlens": torch.from_numpy(boundaries.astype(np.int32)),
+        **packed,
         # Behind the last token of each response: from lengths, since a pad id may be a token of a text.
         "reward_index": torch.from_numpy(np.cumsum(lengths, dtype=np.int64) - 1) if lengths else torch.zeros(0, dtype=torch.int64),
         "pair_index": torch.from_numpy(np.concatenate(pairs)) if pairs else torch.zeros((0, 2), dtype=torch.int64),
@@ -271,8 +266,26 @@ def collate_comparisons(rows: Sequence[ComparisonRow | None], pad_id: int, with_
         "pair_tied": torch.from_numpy(tied),
     }
     if with_lm:
-        tensors |= _lm_targets(present, len(ids))
-    return PMBatch(float(len(present)), tokens, tensors)
+        tensors |= _lm_targets(present, packed["input_ids"].shape[1])
+    return PMBatch(float(len(present)), sum(lengths), tensors)
+
+
+def pack_documents(documents: Sequence[npt.ArrayLike], pad_id: int) -> dict[str, torch.Tensor]:
+    """Documents one behind another in a row, filled up to a multiple of `LENGTH_MULTIPLE` by padding, a document of its own.
+
+    Returns:
+        `input_ids` and `position_ids`, int64 [1, T], and `cu_seqlens`, int32.
+    """
+    lengths = [len(np.asarray(document)) for document in documents]
+    tokens = sum(lengths)
+    padding = -tokens % LENGTH_MULTIPLE if tokens else LENGTH_MULTIPLE
+    boundaries = np.cumsum([0, *lengths, padding] if padding else [0, *lengths])
+    ids = np.concatenate([*documents, np.full(padding, pad_id)]).astype(np.int64)
+    return {
+        "input_ids": torch.from_numpy(ids)[None],
+        "position_ids": torch.from_numpy(np.concatenate([np.arange(n) for n in np.diff(boundaries)]))[None],
+        "cu_seqlens": torch.from_numpy(boundaries.astype(np.int32)),
+    }
 
 
 def _lm_targets(rows: Sequence[ComparisonRow], width: int) -> dict[str, torch.Tensor]:

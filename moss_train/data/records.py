@@ -67,12 +67,13 @@ class ProblemList:
     Args:
         policy: `fail` ends with all problems in one message, `skip` goes on without those records.
         max_share: With `skip`, the share of bad records above which it ends nevertheless.
+        key: What a user sets the policy by.
     """
 
-    def __init__(self, policy: str = "fail", max_share: float = 0.01):
+    def __init__(self, policy: str = "fail", max_share: float = 0.01, key: str = "data.on_bad"):
         if policy not in ("fail", "skip"):
             raise UsageError(f"on_bad={policy!r}: expected fail or skip")
-        self.policy = policy
+        self.policy, self.key = policy, key
         self.max_share = max_share
         self.counts: Counter[str] = Counter()
         self._shown: list[str] = []
@@ -99,7 +100,7 @@ class ProblemList:
         bad = sum(self.counts.values())
         if bad and self.policy == "fail":
             raise DataError(
-                f"{bad} bad of {bad + good} records:\n{self.describe()}\nRepair them, or set data.on_bad=skip to leave them out."
+                f"{bad} bad of {bad + good} records:\n{self.describe()}\nRepair them, or set {self.key}=skip to leave them out."
             )
         if bad > self.max_share * (bad + good):
             raise DataError(

@@ -69,9 +69,9 @@ class Speaker:
         if not config.unverified:
             # Sizes and the record; reading every byte of 33 GB before a question is for `lineage verify`.
             lineage_verify.require(directory, "model", "unverified=true", _log.debug, reads=False)
-        self.device = _device()
+        self.device = device_of_rank()
         model_config = read_model_config(directory)
-        dtype = DTYPES.get(config.dtype.value) or _fitting(stored_dtype(directory, config.allow_pickle), self.device)
+        dtype = DTYPES.get(config.dtype.value) or fitting_dtype(stored_dtype(directory, config.allow_pickle), self.device)
         on_cpu = self.device.type == "cpu"
         slots = -(-batch_size // FEWEST_SLOTS) * FEWEST_SLOTS if on_cpu else batch_size
         slots += share_prompts
@@ -149,7 +149,7 @@ class Speaker:
         return self.decoder.run((number, self.turn(self.transcript(dialogue))) for number, dialogue in dialogues)
 
 
-def _device() -> torch.device:
+def device_of_rank() -> torch.device:
     """The GPU of this rank, or the CPU, whose cores the ranks of a machine share."""
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
@@ -158,7 +158,7 @@ def _device() -> torch.device:
     return torch.device("cpu")
 
 
-def _fitting(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def fitting_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The stored number format, or float32 where a processor can only pretend to multiply it."""
     slow = device.type == "cpu" and (dtype == torch.float16 or widens(torch.empty(0, dtype=dtype)))
     return torch.float32 if slow else dtype

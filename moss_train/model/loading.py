@@ -246,7 +246,7 @@ def stored_dtype(directory: str | Path, allow_pickle: bool = False) -> torch.dty
     _, stored, problems = _read_headers(Path(directory), allow_pickle)
     head = stored.get("lm_head.weight") or stored.get(REWARD_HEAD)
     if head is None or head.dtype not in FLOAT_TYPES:
-        problems = problems or ["lm_head.weight is missing, or is not of a floating type"]
+        problems = problems or [f"neither lm_head.weight nor {REWARD_HEAD} is there with a floating type"]
         raise _error(Path(directory), problems, "every shard of the weights must be there")
     return next(dtype for dtype, name in _TORCH_TYPES.items() if name == head.dtype)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -102,20 +102,24 @@ class Partial:
 
     def append(self, number: int, line: bytes) -> None:
         """Adds a line, which ends with its line end; it is on the disk when this returns."""
+        self.append_all([(number, line)])
+
+    def append_all(self, lines: Sequence[tuple[int, bytes]]) -> None:
+        """Adds numbered lines, each with its line end; they are on the disk when this returns."""
         with self._explaining():
             is_new = self._part is None
             if self._part is None:
                 self._part = self.folder / f"part-{uuid.uuid4().hex[:16]}.lines"
             with self._part.open("ab", buffering=0) as file:
-                rest = memoryview(b"%d\t%b" % (number, line))
+                rest = memoryview(b"".join(b"%d\t%b" % one for one in lines))
                 while len(rest):
                     rest = rest[files.write_piece(file.fileno(), rest) :]
                 files.sync(file.fileno())
             if is_new:
                 files.sync_directory(self.folder)
 
-    def merge(self, count: int, record: lineage.Lineage) -> None:
-        """Writes `out` with its record, once lines 0 to `count` - 1 are all there, and removes the folder.
+    def lines(self, count: int) -> Iterator[bytes]:
+        """Lines 0 to `count` - 1, each with its line end.
 
         Raises:
             UsageError: Some are missing: a rank wrote them elsewhere.
@@ -127,19 +131,30 @@ class Partial:
                 f"{self.folder} lacks {len(missing)} of {count} lines, the first is number {missing[0]}, although all ranks have ended: "
                 "out must be in a folder that all of them see"
             )
+        opened = {part: part.open("rb") for part in {place.part for place in found.values()}}
+        try:
+            for number in range(count):
+                place = found[number]
+                opened[place.part].seek(place.start)
+                yield opened[place.part].read(place.end - place.start)
+        finally:
+            for file in opened.values():
+                file.close()
+
+    def merge(self, count: int, record: lineage.Lineage) -> None:
+        """Writes `out` with its record, once lines 0 to `count` - 1 are all there, and removes the folder.
+
+        Raises:
+            UsageError: Some are missing: a rank wrote them elsewhere.
+        """
         with self._explaining():
             merged = self.folder / "merged"
             merged.unlink(missing_ok=True)
             made = files.HashedFile(merged)
-            opened = {part: part.open("rb") for part in {place.part for place in found.values()}}
             try:
-                for number in range(count):
-                    place = found[number]
-                    opened[place.part].seek(place.start)
-                    made.write(opened[place.part].read(place.end - place.start))
+                for line in self.lines(count):
+                    made.write(line)
             finally:
-                for file in opened.values():
-                    file.close()
                 entry = made.close()
             # The record first: a file under its own name is complete, and so is what is known of it.
             lineage.write(self.out, record, {self.out.name: asdict(entry)})

@@ -19,15 +19,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from moss_train import files
 from moss_train.artifacts import lineage, lineage_kinds
 from moss_train.data.comparisons import context_to_json, response_to_json
 from moss_train.data.dialogue import Dialogue, Turn
-from moss_train.data.fingerprint import combined
 from moss_train.data.formats import parse
 from moss_train.data.formats.fields import read_id
-from moss_train.data.paths import find_files, split_limit
 from moss_train.data.records import read_records
+from moss_train.data.sources import source_of
 from moss_train.errors import DataError, MossTrainError, OutOfMemoryError
 from moss_train.inference import together
 from moss_train.inference.generate import read_questions, system_text
@@ -166,13 +164,7 @@ def _settings(config: SampleConfig, model: lineage.Parent, source: lineage.Sourc
 
 def _sources(config: SampleConfig, records: int) -> tuple[lineage.Source, list[lineage.Parent]]:
     """The file of prompts as a source, and as a parent where it has a record of its own."""
-    spec = config.dialogue or config.prompts or ""
-    pattern, limit = split_limit(spec)
-    paths = [Path(pattern)] if Path(pattern).is_file() else find_files(pattern)
-    digest = combined([str(path) for path in paths], [files.hash_file(path).sha256 for path in paths], limit)
-    name = spec.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    parents = [parent for path in paths for parent in lineage.recorded_parent(path, "source")]
-    return lineage.Source(name, digest, records, "source", lineage_kinds.licence_of(paths)), parents
+    return source_of(config.dialogue or config.prompts or "", records, "source")
 
 
 class _Progress:
