@@ -10,7 +10,7 @@ import yaml
 
 from moss_train.artifacts.lineage import UNKNOWN_LICENCE, Lineage, licences_of
 from moss_train.artifacts.lineage_mapping import huggingface
-from moss_train.model.shapes import count_parameters
+from moss_train.model.shapes import LM, count_parameters, head_of
 
 _TEMPLATE = """\
 ---
@@ -28,16 +28,7 @@ A {family} model of {parameters:,} parameters: {layers} layers, hidden size {hid
 
 ## Use
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}")
-prompt = tokenizer({prompt_literal}, return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt)[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
-```
-
-No remote code is needed. Sampling values are in `generation_config.json`.
+{use}
 
 ## Licences
 
@@ -54,6 +45,41 @@ Text before the first turn, then turns; each message ends with its terminator an
 ```
 
 The model answers up to `<eom>`.{plugins}"""
+_USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}")
+prompt = tokenizer({prompt}, return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt)[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+
+No remote code is needed. Sampling values are in `generation_config.json`."""
+_REWARDED = """\
+It gives a response one number, its reward, at the `<eom>` that ends it: of two responses the one with the larger reward is the better one.
+Only differences of rewards mean anything{scale}. It writes no text. Text before the first turn, then turns:
+
+```
+{response}
+```"""
+_USE_PM = {
+    "codegen": """\
+```bash
+python scripts/score.py model={name} responses=responses.jsonl out=scored.jsonl    # or comparisons=, dialogues=
+python scripts/evaluate.py suite=pm model={name} data=comparisons.jsonl out=evaluation
+```""",
+    "gptj": """\
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForSequenceClassification.from_pretrained("{name}")
+print(model(**tokenizer({response}, return_tensors="pt")).logits[0, 0])  # up to <eom>, and nothing behind it
+```
+
+No remote code is needed. `scripts/score.py` reads the directory that this one was rewritten from.""",
+}
 _TEXT = "It continues text, and has not learned to hold a dialogue. A document ends with `<|endoftext|>`."
 _FAMILIES = {"codegen": "CodeGen", "gptj": "GPT-J (rewritten from CodeGen, the same function)"}
 
@@ -67,7 +93,9 @@ def render(name: str, model_config: Any, record: Lineage) -> str:
         record: Its lineage, as far as it is known before it is written.
     """
     layout = record.details.get("layout", "codegen")
-    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": [layout, "moss", "dialogue"], **huggingface(record)}
+    is_pm = head_of(model_config) != LM
+    task, tag = ("text-classification", "preference-model") if is_pm else ("text-generation", "dialogue")
+    front = {"library_name": "transformers", "pipeline_tag": task, "tags": [layout, "moss", tag], **huggingface(record)}
     middle = MIDDLE if record.details.get("middle_segments") else ""
     holds_dialogues = record.stage != "extend_vocab" or "loss_on" in record.details
     prompt = f"{record.details.get('meta_instruction') or ''}<|Human|>: Hello<eoh>\n{middle}<|MOSS|>:" if holds_dialogues else "def main():"
@@ -77,6 +105,13 @@ def render(name: str, model_config: Any, record: Lineage) -> str:
         if middle
         else ""
     )
+    prompting = _DIALOGUE.format(prompt=prompt, plugins=plugins) if holds_dialogues else _TEXT
+    use = _USE.format(name=name, prompt=json.dumps(prompt, ensure_ascii=False))
+    if is_pm:
+        response, temperature = f"{prompt} Hello! How can I help you?<eom>", record.details.get("temperature")
+        scale = f": divided by {temperature:.4g}, they are the logit of how likely that is" if temperature else ""
+        prompting = _REWARDED.format(response=response, scale=scale)
+        use = _USE_PM[layout].format(name=name, response=json.dumps(response, ensure_ascii=False))
     return _TEMPLATE.format(
         front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
         name=name,
@@ -91,8 +126,8 @@ def render(name: str, model_config: Any, record: Lineage) -> str:
         made=_made(record),
         data=_data(record),
         results=_results(record),
-        prompting=_DIALOGUE.format(prompt=prompt, plugins=plugins) if holds_dialogues else _TEXT,
-        prompt_literal=json.dumps(prompt, ensure_ascii=False),
+        prompting=prompting,
+        use=use,
         licences=_licences(record),
     )
 

@@ -22,7 +22,7 @@ def main(config: EvaluateConfig) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     refuse_existing(Path(config.out))
-    match config.task:
+    match config.chosen:
         case Task.make_probes:
             from moss_train.evaluate.planting import make_probes
 
@@ -31,3 +31,7 @@ def main(config: EvaluateConfig) -> None:
             from moss_train.evaluate.transfer import evaluate_transfer
 
             evaluate_transfer(config)
+        case Task.pm:
+            from moss_train.evaluate.preference_suite import evaluate_preferences
+
+            evaluate_preferences(config)

@@ -23,11 +23,11 @@ def refuse_existing(out: Path) -> None:
         raise UsageError(f"out={out} exists; a finished artefact is never changed. Name another directory")
 
 
-def write_artefact(out: Path, contents: Mapping[str, str], record: lineage.Lineage) -> str:
-    """Writes a directory of text files with its record; it appears under its name when it is complete.
+def write_artefact(out: Path, contents: Mapping[str, str | bytes], record: lineage.Lineage) -> str:
+    """Writes a directory of files with its record; it appears under its name when it is complete.
 
     Args:
-        out: The directory. contents: Texts by file name. record: Its lineage.
+        out: The directory. contents: Texts, or bytes, by file name. record: Its lineage.
 
     Returns:
         The artefact's id.
@@ -41,7 +41,7 @@ def write_artefact(out: Path, contents: Mapping[str, str], record: lineage.Linea
     try:
         partial.mkdir(parents=True)
         for name, content in contents.items():
-            (partial / name).write_text(content, encoding="utf-8", newline="")
+            (partial / name).write_bytes(content.encode() if isinstance(content, str) else content)
         identity = lineage.write(partial, record)
         for path in partial.iterdir():
             files.sync_file(path)

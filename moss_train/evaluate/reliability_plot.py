@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _BAR, _GAP = "#2a6f97", "#c8553d"
 
 
-def reliability_diagram(report: Mapping[str, Any], path: Path) -> None:
+def reliability_diagram(report: Mapping[str, Any], out: Path | IO[bytes]) -> None:
     """Draws accuracy by confidence, and pairs by bin, before and after the temperature, as PNG.
 
     After: at the given temperature, where that is not 1, and at the fitted one otherwise.
@@ -34,8 +34,9 @@ def reliability_diagram(report: Mapping[str, Any], path: Path) -> None:
     axes[1, 0].set(ylabel="pairs", ylim=(0, max(1, 1.2 * tallest)))
     # Outside: bars and intervals fill the axes.
     figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, format="png")
+    if isinstance(out, Path):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120, format="png")
     plt.close(figure)
 
 
