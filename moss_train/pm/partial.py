@@ -45,6 +45,15 @@ class Partial:
         self._part: Path | None = None
         self._lock: int | None = None
 
+    def refuse_finished(self) -> None:
+        """Refuses a file that is there, before any work is done.
+
+        Raises:
+            UsageError: `out` exists.
+        """
+        if self.out.exists():
+            raise UsageError(f"out={self.out} exists; name another file, or remove it")
+
     def begin(self, settings: dict[str, Any]) -> None:
         """Makes the folder, or takes it up again. Rank 0 does this, before any other rank looks.
 
@@ -54,8 +63,7 @@ class Partial:
         Raises:
             UsageError: `out` exists, another program is at it, or what is there was made with other settings.
         """
-        if self.out.exists():
-            raise UsageError(f"out={self.out} exists; name another file, or remove it")
+        self.refuse_finished()
         with self._explaining():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)

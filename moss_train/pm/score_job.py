@@ -60,6 +60,8 @@ def main(config: ScoreConfig) -> None:
     record, plan, settings = lineage.Lineage("data", "score"), Plan(0, [], {}), dict[str, Any]()
     default_meta = None
     try:
+        if rank == 0:
+            partial.refuse_finished()
         default_meta = training_details(Path(config.model)).get("meta_instruction")
         plan = plan_pieces(config, default_meta, _CHARACTERS_PER_TOKEN * config.batch_tokens)
         if rank == 0:

@@ -38,6 +38,8 @@ TORCH_FREE = [
     "train/manifest.py",
     "train/listing.py",
     "pm/rank_config.py",
+    "pm/sample_config.py",
+    "pm/score_config.py",
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "artifacts").glob("lineage*.py")),
     *sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("**/config.py") if path.parent != PACKAGE),
 ]
@@ -115,6 +117,8 @@ def test_configuration_needs_the_standard_library_only(name: str) -> None:
         "moss_train.evaluate.transfer",
         "moss_train.pm.sample",
         "moss_train.pm.rank",
+        "moss_train.pm.score_job",
+        "moss_train.evaluate.preference_suite",
     ],
 )
 def test_what_needs_no_training_works_without_deepspeed(module: str) -> None:

@@ -7,6 +7,7 @@ from transformers import CodeGenConfig
 
 from moss_train.artifacts import card
 from moss_train.artifacts.lineage import Lineage, Parent, Source
+from moss_train.model.pm import pm_config
 
 CONFIG = CodeGenConfig(vocab_size=300, n_positions=64, n_embd=64, n_layer=2, n_head=4, rotary_dim=8, tie_word_embeddings=False)
 
@@ -43,3 +44,17 @@ def test_a_rewritten_model_does_not_claim_random_weights() -> None:
     text = card.render("copy", CONFIG, foreign)
     assert "It is moss-moon-003-sft, rewritten. How that was made is not recorded." in text
     assert "random weights" not in text
+
+
+def test_a_preference_model_is_not_used_as_a_language_model() -> None:
+    made = record(Parent("source", "sha256:1", "step-00000010"), stage="pm")
+    made.details["temperature"] = 0.25
+    text = card.render("mine", pm_config(CONFIG), made)
+    assert "python scripts/score.py model=mine responses=responses.jsonl" in text
+    assert "divided by 0.25" in text
+    assert "AutoModelForCausalLM" not in text
+    assert "generation_config.json" not in text
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert (front["pipeline_tag"], front["tags"]) == ("text-classification", ["codegen", "moss", "preference-model"])
+    made.details["layout"] = "gptj"
+    assert 'AutoModelForSequenceClassification.from_pretrained("mine")' in card.render("mine", pm_config(CONFIG), made)

@@ -22,7 +22,14 @@ def test_the_job_is_one_of_the_programs() -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"task": None}, "task must be given: task=transfer or make_probes"),
+        ({"task": None}, "task must be given: task=transfer or pm or make_probes"),
+        ({"suite": Task.pm, "model": "m"}, "data must be given: data=FILE"),
+        ({"suite": Task.pm, "model": "m", "data": ["a", 3]}, "data is ['a', 3]; expected a path or a list of paths"),
+        ({"task": Task.make_probes, "data": "d"}, "data has no effect on task=make_probes; leave it out"),
+        (
+            {"task": Task.make_probes, "suite": Task.pm},
+            "task=make_probes and suite=pm are two names of one key; leave one of them out",
+        ),
         ({"task": Task.transfer, "model": "m"}, "probes must be given: probes=DIR"),
         ({"task": Task.make_probes, "model": "m"}, "model has no effect on task=make_probes; leave it out"),
         ({"task": Task.make_probes, "wordings": 6}, "wordings is 6; expected 1 to 5"),
@@ -38,7 +45,7 @@ def test_every_problem_is_told_at_once() -> None:
     result = python("scripts/evaluate.py", "chocies=3", "batch_size=0")
     assert result.returncode == 2
     for expected in (
-        "task must be given: task=transfer or make_probes",
+        "task must be given: task=transfer or pm or make_probes",
         "out must be given",
         "chocies: there is no such key; did you mean choices?",
         "batch_size is 0; expected 1 or more",
