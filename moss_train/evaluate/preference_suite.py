@@ -79,7 +79,7 @@ def evaluate_preferences(config: EvaluateConfig) -> None:
     diagram = io.BytesIO()
     reliability_diagram(found, diagram)
     whole = {"model": directory.resolve().name, "data": [source.name for source in sources], **settings, **found}
-    contents = {
+    contents: dict[str, str | bytes] = {
         "report.json": json.dumps(whole, ensure_ascii=False, indent=1) + "\n",
         "rewards.jsonl": json_lines(_rewards(one) for one in judged),
         "reliability.png": diagram.getvalue(),
