@@ -8,6 +8,7 @@ rotary, recomputation, optimizer, ZeRO-3 and precision are as shipped.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from transformers import CodeGenConfig
 
 from moss_train.model.codegen import CodeGenLM
+from moss_train.model.pm import CodeGenPM, pm_config
 from tests.forked import forked
 from tests.launch import REPOSITORY, losses, metrics, python, succeeded
 from tests.small_corpora import write_corpus
@@ -24,10 +26,19 @@ from tests.small_corpora import write_corpus
 # Preset -> parameters of the model it names; None: settled by the tokenizer that is trained on the data.
 PRESETS = {"tiny_sft": None, "moss_moon_003_sft": 16_717_980_160, "moss_moon_003_sft_plugin": 16_717_980_160}
 PRETRAINING = {"tiny_pretrain": None, "moss_moon_003_base": 16_717_980_160, "codegen_2b_zh": 2_779_356_160}
+PREFERENCE_MODELS = {"tiny_pm": None, "moss_moon_003_pm": 16_060_422_144}
 
 
 def test_no_preset_is_left_out() -> None:
-    assert {path.stem for path in (REPOSITORY / "configs" / "config").glob("*.yaml")} == {*PRESETS, *PRETRAINING}
+    known = {*PRESETS, *PRETRAINING, *PREFERENCE_MODELS}
+    assert {path.stem for path in (REPOSITORY / "configs" / "config").glob("*.yaml")} == known
+
+
+def test_size_of_the_preference_model() -> None:
+    """The trunk of 16.7 B without its output projection of 107,008 rows, and the reward head."""
+    shown = yaml.safe_load(succeeded(python("scripts/pm.py", "+config=moss_moon_003_pm", "--cfg", "job")).stdout)
+    assert parameters_of(shown["model"], CodeGenPM) == PREFERENCE_MODELS["moss_moon_003_pm"] == 16_717_980_160 - 107_008 * 6_145 + 6_144
+    assert shown["train"]["epochs"] == 1
 
 
 @pytest.mark.parametrize(("preset", "parameters"), [(name, count) for name, count in PRESETS.items() if count])
@@ -48,7 +59,7 @@ def test_size_of_what_is_pretrained(preset: str, parameters: int) -> None:
         assert shown["data"]["weights"]["zh"] == 5 * shown["data"]["weights"]["en"]
 
 
-def parameters_of(shape: dict[str, Any]) -> int:
+def parameters_of(shape: dict[str, Any], model_class: Any = CodeGenLM) -> int:
     """Of a model as a configuration describes it, on the meta device."""
     config = CodeGenConfig(
         vocab_size=shape["vocab_size"],
@@ -61,7 +72,7 @@ def parameters_of(shape: dict[str, Any]) -> int:
         tie_word_embeddings=False,
     )
     with torch.device("meta"):
-        model = CodeGenLM(config)
+        model = model_class(config if model_class is CodeGenLM else pm_config(config))
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -71,6 +82,17 @@ def test_tiny_preset_with_no_other_argument(tmp_path: Path) -> None:
     evaluations = [event["eval/valid/loss"] for event in metrics(tmp_path / "run") if "eval/valid/loss" in event]
     assert len(losses(tmp_path / "run")) == 60
     assert evaluations[-1] < evaluations[0] - 2
+
+
+def test_tiny_preference_model_with_no_other_argument(tmp_path: Path) -> None:
+    """As it is shipped, all steps; only the run directory is another. From random weights it learns the comparisons it sees."""
+    succeeded(forked(2, "scripts/pm.py", "+config=tiny_pm", f"run.dir={tmp_path}/run"))
+    found = losses(tmp_path / "run")
+    # Half of the pairs are ties, whose loss is log 2 at least.
+    assert sum(found[-20:]) / 20 < 0.9 * math.log(2)
+    evaluations = [event for event in metrics(tmp_path / "run") if "eval/valid/accuracy" in event]
+    assert [event["step"] for event in evaluations] == [0, len(found)]
+    assert (tmp_path / "run" / "export" / "pm_report.json").is_file()
 
 
 def test_tiny_pretraining_with_no_other_argument(tmp_path: Path) -> None:
