@@ -3,7 +3,7 @@ model trained on what is right and what is wrong; tested on questions that nothi
 
     python -m tests.acceptance.own_samples --out runs/own_samples --seed 0
 
-Prints how often the model is right, and the preference model's accuracy on held-out comparisons with the trivial baselines on the same pairs.
+Prints how often the model is right, and the accuracy on held-out comparisons with the trivial baselines on the same pairs.
 """
 
 from __future__ import annotations

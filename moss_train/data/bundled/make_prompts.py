@@ -18,8 +18,8 @@ So every fact, every problem and every wording is in both files of questions, an
 * `calculator`: a * b, both from 2 to 6, to be answered with the calculator. These stand in files of their own, for they are asked with
   other settings.
 
-Keys: `prompt`, `checker`, `answer` or `answers` (of checkers, see `moss_train.pm.checkers`), `language`, `category`, `id`. Where the
-answer might stand in the reply for another reason (a month, a number), all of the reply is compared: `answers` are its known wordings.
+Keys: `prompt`, `checker`, `answer` or `answers` (of checkers, see `moss_train.pm.checkers`: of facts the known wordings of the reply), `language`,
+`category`, `id`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,6 @@ WORDINGS = 5
 CALCULATOR_META = "Calculator: enabled."
 OPERANDS = range(2, 7)
 FACTS = ("capital", "color")
-# Of these the question's subject may be the answer of another question, and stand in a wrong reply beside it.
-WHOLE_REPLY = ("month", "opposite")
 # Questions of a kind and language in the files; all cells where there are fewer.
 TRAIN = {"facts": 200, "sums": 100, "calculator": 50}
 HELD_OUT = {"facts": 50, "sums": 25, "calculator": 25}
@@ -67,10 +65,9 @@ def cells(language: str) -> Iterator[Cell]:
     for fact in FACTS:
         wordings = words_facts.FACT_WORDINGS[fact][language]
         for row, fields in enumerate(fact_rows(fact, language)):
-            check: dict[str, Any] = {"checker": "number" if fact == "count" else "contains", "answer": fields["f"]}
-            if fact in WHOLE_REPLY:
-                replies = [sentence(reply.format(**fields)) for _, reply in wordings]
-                check = {"checker": "exact", "answers": list(dict.fromkeys(replies))}
+            # All of the reply is compared: a right name in a sentence about something else is not an answer.
+            replies = [sentence(reply.format(**fields)) for _, reply in wordings]
+            check: dict[str, Any] = {"checker": "exact", "answers": list(dict.fromkeys(replies))}
             for number, wording in enumerate(wordings):
                 yield Cell("facts", language, (row + number) % WORDINGS, answered(draw, NO_TOOLS, fact, row, *wording), check)
     for kind, operator in (("sums", "+"), ("calculator", "*")):
