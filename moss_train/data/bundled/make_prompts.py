@@ -18,8 +18,8 @@ So every fact, every problem and every wording is in both files of questions, an
 * `calculator`: a * b, both from 2 to 6, to be answered with the calculator. These stand in files of their own, for they are asked with
   other settings.
 
-Keys: `prompt`, `checker`, `answer` or `answers` (of checkers, see `moss_train.pm.checkers`: of facts the known wordings of the reply), `language`,
-`category`, `id`.
+Keys: `prompt`, `checker`, `answer` or `answers` (of checkers, see `moss_train.pm.checkers`; of facts, the known wordings of the
+reply), `language`, `category`, `id`.
 """
 
 from __future__ import annotations
