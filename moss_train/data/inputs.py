@@ -111,6 +111,7 @@ def train_tokenizer(
     say: Say,
     *,
     stage: str,
+    what: str,
     key: Sequence[Any] = (),
 ) -> str:
     """The directory of a small tokenizer trained on the training records, kept in the cache.
@@ -121,7 +122,7 @@ def train_tokenizer(
         vocab_size: Of the tokenizer.
         cache: Keeps it.
         say: Told what was made.
-        stage: What it is made for.
+        stage: What it is made for. what: The records, in a word.
         key: What else it depends on.
     """
     train = [found for found in inputs if found.role == "train"]
@@ -132,7 +133,7 @@ def train_tokenizer(
         tokenizer = MossTokenizer.train(_texts(train, texts_of, records), vocab_size)
         trained.append(tokenizer)
         tokenizer.save(out)
-        say(f"tokenizer: trained on the training data, {tokenizer.size} tokens")
+        say(f"tokenizer: trained on the training {what}, {tokenizer.size} tokens")
         return {}
 
     def seal(out: Path) -> None:

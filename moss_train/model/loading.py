@@ -154,10 +154,9 @@ def load_model(
         CheckpointError: The directory cannot be loaded, with every problem; or it holds a preference model.
     """
     config = read_model_config(directory)
-    if head_of(config) == PM:
+    if head_of(config) != LM:
         raise CheckpointError(f"{directory} is a preference model, which scores responses and writes none; expected a language model")
     check_weights(directory, config, allow_pickle)
-    config.moss_head = LM
     loaded: CodeGenLM = _load(CodeGenLM, Path(directory), config, dtype, device_map)
     return loaded
 

@@ -71,7 +71,7 @@ def train_tokenizer(config: ComparisonDataConfig, inputs: Sequence[Input], vocab
         return [comparison.context.meta_instruction, *(text for text in texts if text)]
 
     key = ["comparisons", config.format.value]
-    return files_of.train_tokenizer(inputs, texts_of, vocab_size, open_cache(config), say, stage="pm", key=key)
+    return files_of.train_tokenizer(inputs, texts_of, vocab_size, open_cache(config), say, stage="pm", what="comparisons", key=key)
 
 
 def default_meta(config: ComparisonDataConfig) -> str:

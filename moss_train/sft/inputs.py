@@ -40,4 +40,5 @@ def train_tokenizer(config: DialogueDataConfig, found: Sequence[Input], vocab_si
             parts += [part for part in (turn.human, turn.thoughts, turn.commands, turn.results, turn.moss) if part]
         return parts
 
-    return inputs.train_tokenizer(found, texts_of, vocab_size, open_cache(config), say, stage="sft", key=[config.format.value])
+    key = [config.format.value]
+    return inputs.train_tokenizer(found, texts_of, vocab_size, open_cache(config), say, stage="sft", what="dialogues", key=key)

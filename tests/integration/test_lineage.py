@@ -171,7 +171,7 @@ def test_wandb_is_told_of_inputs_and_outputs(runs: Runs) -> None:
 
 def shape_of(text: str) -> list[str]:
     """Lines without what differs from run to run: ids and figures."""
-    plain = re.sub(r"sha256:[0-9a-f]{12}|documents-[0-9a-f]{8}|tokenizer-[0-9a-f]{8}", "ID", text)
+    plain = re.sub(r"sha256:[0-9a-f]{12}|\b[0-9a-f]{12}\b|documents-[0-9a-f]{8}|tokenizer-[0-9a-f]{8}", "ID", text)
     return [re.sub(r"[\d.,]+ ?[kMGTP]?", "0", line).rstrip() for line in plain.strip().splitlines()]
 
 
