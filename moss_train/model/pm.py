@@ -107,13 +107,8 @@ class CodeGenPM(CodeGenPreTrained):
         rewards = self.score(hidden_states.flatten(0, 1).index_select(0, reward_index))
         if pair_index is None:
             return PMOutput(0.0 * rewards.sum(), rewards.detach(), {})
-        for given in (pair_weight, pair_untied_weight, pair_strength, pair_tied):
-            if given is None:
-                raise ValueError("pairs are given by pair_index and all of pair_weight, pair_untied_weight, pair_strength, pair_tied")
-        assert pair_weight is not None
-        assert pair_untied_weight is not None
-        assert pair_strength is not None
-        assert pair_tied is not None
+        if pair_weight is None or pair_untied_weight is None or pair_strength is None or pair_tied is None:
+            raise ValueError("pairs are given by pair_index and all of pair_weight, pair_untied_weight, pair_strength, pair_tied")
         pairs = Pairs(pair_index, pair_weight, pair_untied_weight, pair_strength, pair_tied)
         found = preference_loss(rewards, pairs, self._objective)
         comparisons = float(pair_weight.sum())

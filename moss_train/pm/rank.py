@@ -23,9 +23,8 @@ from typing import IO, Any
 from moss_train import files
 from moss_train.artifacts import lineage, lineage_kinds
 from moss_train.data.comparisons import parse_responses
-from moss_train.data.fingerprint import combined
-from moss_train.data.paths import find_files, split_limit
 from moss_train.data.records import ProblemList, RecordError, read_records
+from moss_train.data.sources import source_of
 from moss_train.errors import DataError, DiskFullError, PreemptedError, UsageError
 from moss_train.pm import checkers, person
 from moss_train.pm.judge import Judge
@@ -49,7 +48,7 @@ def main(config: RankConfig) -> None:
     partial_path = out.with_name(f"{out.name}.partial")
     if (out.exists() or out.is_symlink()) and not partial_path.exists():
         raise UsageError(f"out={out} exists; name another file, or remove it")
-    lines, source = read_lines(config)
+    lines, source, parents = read_lines(config)
     judge = Judge(config.judge) if config.by == By.judge else None
     settings: dict[str, Any] = {"by": str(config.by), "responses": source.sha256}
     if config.by == By.checker:
@@ -69,7 +68,7 @@ def main(config: RankConfig) -> None:
             if partial.done:
                 _log.info(f"{len(partial.done)} of {len(lines)} lines are ranked already ({partial_path})")
             _rank(config, judge, lines, partial)
-            _write(out, lines, partial, source, settings, Path(split_limit(config.responses)[0]))
+            _write(out, lines, partial, source, parents, settings)
             partial.remove()
     except OSError as error:
         if files.is_disk_full(error):
@@ -77,8 +76,8 @@ def main(config: RankConfig) -> None:
         raise UsageError(f"out={out} cannot be written: {error.strerror or error}") from error
 
 
-def read_lines(config: RankConfig) -> tuple[list[Line], lineage.Source]:
-    """The lines of responses, and what they are for the record. All bad ones are told together.
+def read_lines(config: RankConfig) -> tuple[list[Line], lineage.Source, list[lineage.Parent]]:
+    """The lines of responses, and what they are for the record, as a source and as parents. All bad ones are told together.
 
     Raises:
         DataError: They cannot be read, or a checker lacks what it needs.
@@ -98,11 +97,7 @@ def read_lines(config: RankConfig) -> tuple[list[Line], lineage.Source]:
         raise DataError(f"responses={config.responses}: {bad} bad of {bad + len(lines)} lines:\n{problems.describe()}\nRepair them first.")
     if not lines:
         raise DataError(f"responses={config.responses} holds no lines")
-    pattern, limit = split_limit(config.responses)
-    paths = find_files(pattern)
-    digest = combined([str(path) for path in paths], [files.hash_file(path).sha256 for path in paths], limit)
-    name = config.responses.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    return lines, lineage.Source(name, digest, len(lines), "source", lineage_kinds.licence_of(paths))
+    return lines, *source_of(config.responses, len(lines), "source")
 
 
 def _rank(config: RankConfig, judge: Judge | None, lines: Sequence[Line], partial: Partial) -> None:
@@ -165,7 +160,14 @@ def to_record(line: Line, outcome: Outcome) -> dict[str, Any]:
     return record
 
 
-def _write(out: Path, lines: Sequence[Line], partial: Partial, source: lineage.Source, settings: dict[str, Any], responses: Path) -> None:
+def _write(
+    out: Path,
+    lines: Sequence[Line],
+    partial: Partial,
+    source: lineage.Source,
+    parents: list[lineage.Parent],
+    settings: dict[str, Any],
+) -> None:
     """Writes the comparisons and their record; the record first, so that there are no comparisons without one."""
     outcomes = [partial.done[line.index] for line in lines]
     names = Counter(outcome.name for outcome in outcomes)
@@ -185,7 +187,6 @@ def _write(out: Path, lines: Sequence[Line], partial: Partial, source: lineage.S
         file.abandon()
         made.unlink(missing_ok=True)
         raise
-    parents = lineage.recorded_parent(responses, "source") if responses.exists() else []
     details = {"settings": settings, "counts": counts}
     lineage.write(out, lineage_kinds.dialogues("rank", parents, [source], names[RANKED], details), {out.name: asdict(entry)})
     files.rename(made, out)

@@ -122,7 +122,7 @@ def test_k_responses_train_as_the_mean_over_their_pairs_does(tmp_path: Path) -> 
     sizes = (f"train.global_batch_size={len(apart)}", "train.micro_batch_size=6")
     each = train(tmp_path / "each", pairs, "1 rank x 8", *common, *sizes)
     assert len(apart) == 48
-    # Each response goes through the model three times, and what it adds to the sums largely cancels.
+    # Each response goes through the model three times, and what it adds to the sums largely cancels: 5e-5 was measured.
     assert_close(each, together, "explicit pairs", 1e-4)
 
 

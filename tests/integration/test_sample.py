@@ -21,6 +21,7 @@ from moss_train.pm.sample import read_prompts, sample
 from moss_train.pm.sample_config import SampleConfig
 from tests.forked import Ranks, forked
 from tests.launch import deepspeed, succeeded
+from tests.partial_lines import lines_there
 
 TEXTS = ["What is 3 + 4?", "你好，请介绍一下你自己。", "Write a poem about the sea, in four lines.", "Solve x + 2 = 5", "再见"]
 SAMPLES = 3
@@ -134,14 +135,6 @@ def test_killed_at_any_time_and_started_again(model: Path, prompts: Path, alone:
         assert f"{kept} of 17 prompts have their responses already" in ended.stderr
     assert out.read_bytes() == alone.read_bytes()
     assert lineage.load(out) is not None
-
-
-def lines_there(out: Path) -> int:
-    """Complete lines, of all ranks together."""
-    try:
-        return sum(part.read_bytes().count(b"\n") for part in out.with_name(f"{out.name}.partial").glob("part-*"))
-    except FileNotFoundError:
-        return 0
 
 
 def test_other_settings_are_refused(model: Path, prompts: Path, tmp_path: Path) -> None:

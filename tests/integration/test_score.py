@@ -20,6 +20,7 @@ from moss_train.pm.score import load_scorer, score_turns
 from moss_train.pm.score_lines import read_line
 from tests.forked import Ranks, forked
 from tests.launch import deepspeed, succeeded
+from tests.partial_lines import lines_there
 from tests.preference_models import messages, read_lines, response_lines, save_pm, write_lines
 
 SCRIPT = "scripts/score.py"
@@ -104,14 +105,6 @@ def test_killed_at_any_time_and_started_again(model: Path, responses: Path, alon
         assert not kept or " of 60 lines are scored already" in ended.stderr
     assert out.read_bytes() == alone.read_bytes()
     assert lineage.load(out) is not None
-
-
-def lines_there(out: Path) -> int:
-    """Complete lines, of all ranks together."""
-    try:
-        return sum(part.read_bytes().count(b"\n") for part in out.with_name(f"{out.name}.partial").glob("part-*"))
-    except FileNotFoundError:
-        return 0
 
 
 def test_dialogues_in_any_layout(model: Path, tmp_path: Path) -> None:
