@@ -196,6 +196,8 @@ class ModelConfig:
     """Longest sequence the rotary table covers, in tokens."""
     vocab_size: int | None = None
     """Embedding rows; by default the tokenizer's, padded to a multiple of 64."""
+    initializer_range: float = 0.02
+    """Standard deviation of the random weights. CodeGen's suits widths in the thousands; a narrow model learns sooner from larger ones."""
     attention: Attention = Attention.auto
     recompute: bool = False
     """Recompute each block's activations in the backward pass: about a third more work, far less memory."""
@@ -204,6 +206,8 @@ class ModelConfig:
         found = []
         shape = {key: getattr(self, key) for key in ("num_layers", "num_heads", "hidden_size", "rotary_dim", "max_positions", "vocab_size")}
         found += [f"model.{key} is {value}; expected a positive number" for key, value in shape.items() if value is not None and value < 1]
+        if not 0 < self.initializer_range < math.inf:
+            found.append(f"model.initializer_range is {self.initializer_range}; expected a positive number")
         if found or self.num_heads is None or self.hidden_size is None or self.rotary_dim is None:
             return found
         if self.num_heads % 4:

@@ -63,6 +63,12 @@ class Turn:
     untrained: frozenset[str] = frozenset()
 
 
+def spelled_segments(turn: Turn) -> list[str]:
+    """The segments of a turn as they are spelled, without control tokens: what a tokenizer learns from, markers and all."""
+    contents = [(kind.opening, getattr(turn, kind.name)) for kind in SEGMENT_KINDS]
+    return [opening + content for opening, content in contents if content is not None]
+
+
 @dataclass(frozen=True)
 class Dialogue:
     """A conversation.

@@ -141,7 +141,7 @@ def train_tokenizer(
         (made,) = trained
         lineage.write(out, lineage_kinds.tokenizer(stage, data, made.size, made.vocab_size, made.fingerprint))
 
-    name = key_of("tokenizer v1", [found.content for found in train], *key, vocab_size, tokenizers.__version__)
+    name = key_of("tokenizer v2", [found.content for found in train], *key, vocab_size, tokenizers.__version__)
     return str(cache.get("tokenizer", name, make, say, seal)[0])
 
 

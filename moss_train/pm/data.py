@@ -27,7 +27,7 @@ from moss_train.data.comparison_rows import (
     write_store,
 )
 from moss_train.data.comparisons import Comparison
-from moss_train.data.dialogue import meta_instruction
+from moss_train.data.dialogue import meta_instruction, spelled_segments
 from moss_train.data.fingerprint import hash_inputs
 from moss_train.data.formats.preference import parse_preference, without_ties
 from moss_train.data.inputs import Input, hold_out
@@ -67,8 +67,7 @@ def train_tokenizer(config: ComparisonDataConfig, inputs: Sequence[Input], vocab
     def texts_of(value: Any, origin: str) -> list[str]:
         comparison = parse_preference(value, origin, config.format.value, default_meta(config))
         turns = [*comparison.context.turns, *comparison.responses]
-        texts = [getattr(turn, name) for turn in turns for name in ("human", "thoughts", "commands", "results", "moss")]
-        return [comparison.context.meta_instruction, *(text for text in texts if text)]
+        return [comparison.context.meta_instruction, *(segment for turn in turns for segment in spelled_segments(turn))]
 
     key = ["comparisons", config.format.value]
     return files_of.train_tokenizer(inputs, texts_of, vocab_size, open_cache(config), say, stage="pm", what="comparisons", key=key)

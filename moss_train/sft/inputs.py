@@ -8,6 +8,7 @@ from typing import Any
 
 from moss_train.data import formats, inputs
 from moss_train.data.cache import Cache, default_directory
+from moss_train.data.dialogue import spelled_segments
 from moss_train.data.inputs import Input, Say
 from moss_train.sft.config import DialogueDataConfig
 
@@ -35,10 +36,7 @@ def train_tokenizer(config: DialogueDataConfig, found: Sequence[Input], vocab_si
 
     def texts_of(value: Any, origin: str) -> list[str]:
         dialogue = formats.parse(value, origin, config.format.value)
-        parts = [dialogue.meta_instruction]
-        for turn in dialogue.turns:
-            parts += [part for part in (turn.human, turn.thoughts, turn.commands, turn.results, turn.moss) if part]
-        return parts
+        return [dialogue.meta_instruction, *(segment for turn in dialogue.turns for segment in spelled_segments(turn))]
 
     key = [config.format.value]
     return inputs.train_tokenizer(found, texts_of, vocab_size, open_cache(config), say, stage="sft", what="dialogues", key=key)

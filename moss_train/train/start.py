@@ -45,6 +45,7 @@ def architecture(config: StageConfig, seq_len: int, say: Say) -> Any:
             vocab_size=shape.vocab_size or 64,
             n_positions=shape.max_positions,
             n_ctx=shape.max_positions,
+            initializer_range=shape.initializer_range,
             n_embd=shape.hidden_size,
             n_layer=shape.num_layers,
             n_head=shape.num_heads,
