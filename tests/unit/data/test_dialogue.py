@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from moss_train.data.dialogue import Dialogue, Turn, meta_instruction, read_dialogues
+from moss_train.data.dialogue import Dialogue, Turn, meta_instruction, read_dialogues, spelled_segments
 from moss_train.data.formats import parse_moss003
 from moss_train.data.records import RecordError
+from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import DataError
 
 TURN = {
@@ -178,3 +179,13 @@ def test_the_meta_instruction_is_the_published_one() -> None:
         calculator=True, equation_solver=True
     )
     assert len(text.splitlines()) == 17
+
+
+def test_a_tokenizer_learns_the_markers_of_turns() -> None:
+    segments = spelled_segments(PARSED.turns[0])
+    assert segments[0] == "<|Human|>: 2+3?"
+    assert len(segments) == 5
+    assert spelled_segments(Turn(human=" hi", moss=" hello")) == ["<|Human|>: hi", "<|MOSS|>: hello"]
+    tokenizer = MossTokenizer.train(spelled_segments(PARSED.turns[1]) * 50, 1024)
+    # As pieces "<|", "Human", "|>:", and not as letters: in every turn they are the most of it.
+    assert len(tokenizer.encode("<|Human|>:")) == 3
