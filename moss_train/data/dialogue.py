@@ -6,7 +6,7 @@ How a record becomes a dialogue is in `formats`, how a dialogue becomes tokens i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +53,7 @@ class Turn:
 
     Attributes:
         untrained: Names of segments that MOSS wrote and that carry no loss: their weight is 0, whatever the loss policy.
+        level: How good what MOSS wrote is, 1 being the worst; a tag says so before it (`tagged_segment`). None: no tag.
     """
 
     human: str
@@ -61,6 +62,22 @@ class Turn:
     results: str | None = None
     moss: str | None = None
     untrained: frozenset[str] = frozenset()
+    level: int | None = None
+
+
+def tagged_segment(present: Container[str], next_kind: str | None = None) -> str | None:
+    """The segment before whose opening the tag of a turn stands: the first of those that MOSS writes, all of which it describes.
+
+    Both training and inference ask here, so that a model sees its tags where it has learned them.
+
+    Args:
+        present: Names of the segments of the turn.
+        next_kind: The one about to be written, in a turn that is not complete.
+
+    Returns:
+        Its name; None where the turn has nothing by MOSS yet.
+    """
+    return next((kind.name for kind in SEGMENT_KINDS if kind.by_moss and (kind.name in present or kind.name == next_kind)), None)
 
 
 def spelled_segments(turn: Turn) -> list[str]:

@@ -14,6 +14,9 @@ Loss policies say which parts of which segments carry loss (the meta instruction
     reply      content and terminator of the MOSS segment only.
     release    what the published training did: everything but the content of Results.
 
+A turn with a level has a tag, one reserved id, before the opening of the first segment that MOSS writes in it (`tagged_segment`). Tags
+never carry loss: a model is told them.
+
 Segments that a record itself takes out of training (`Turn.untrained`) carry no loss under any of them.
 """
 
@@ -26,7 +29,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import NamedTuple
 
-from moss_train.data.dialogue import KIND_BY_NAME, SEGMENT_KINDS, Dialogue
+from moss_train.data.dialogue import KIND_BY_NAME, SEGMENT_KINDS, Dialogue, tagged_segment
 from moss_train.data.records import OnError, RecordError
 from moss_train.data.tokenizer import CONTROL_TOKENS, ENDOFTEXT, MossTokenizer
 from moss_train.errors import DataError, UsageError
@@ -56,7 +59,7 @@ class Segment(NamedTuple):
     Attributes:
         kind: A name of `SEGMENT_KINDS`, or `meta`.
         turn: From 0; -1 for the meta instruction.
-        start, end: The whole segment. content_start, content_end: Its content; the opening lies before it, the terminator after it.
+        start, end: The whole segment. content_start, content_end: Its content; a tag and the opening lie before it, the terminator after.
         trained: Whether its content carries loss. (With `release`, opening and terminator of Results do although its content does not.)
     """
 
@@ -85,12 +88,13 @@ class Rendered:
 
 
 class _Part(NamedTuple):
-    """One segment before it has a place: its kind, its turn, the text of its content, and whether the record lets it carry loss."""
+    """One segment before it has a place: its kind, turn and text, whether the record lets it carry loss, and the level of its tag."""
 
     kind: str
     turn: int
     text: str
     trainable: bool = True
+    level: int | None = None
 
 
 def render(dialogue: Dialogue, tokenizer: MossTokenizer, loss_on: str = "generated", on_marker: str = "keep") -> Rendered:
@@ -105,7 +109,7 @@ def render(dialogue: Dialogue, tokenizer: MossTokenizer, loss_on: str = "generat
     Raises:
         DataError: The dialogue cannot be rendered faithfully; the message names its origin.
     """
-    parts = _parts(dialogue, on_marker)
+    parts = _parts(dialogue, on_marker, len(tokenizer.tag_ids))
     return _Writer(tokenizer, loss_on).write(parts, _encode({part.text for part in parts}, tokenizer), dialogue.origin)
 
 
@@ -120,7 +124,11 @@ def render_prompt(dialogue: Dialogue, tokenizer: MossTokenizer, next_kind: str =
     """
     if not KIND_BY_NAME[next_kind].by_moss:
         raise UsageError(f"next_kind={next_kind!r} is not written by MOSS; expected thoughts, commands or moss.")
-    return render(dialogue, tokenizer, "reply", on_marker).input_ids + tokenizer.encode(KIND_BY_NAME[next_kind].opening)
+    rendered = render(dialogue, tokenizer, "reply", on_marker).input_ids
+    last = dialogue.turns[-1]
+    present = [kind.name for kind in SEGMENT_KINDS if getattr(last, kind.name) is not None]
+    tag = [tokenizer.tag_of(last.level)] if last.level is not None and tagged_segment(present, next_kind) not in present else []
+    return rendered + tag + tokenizer.encode(KIND_BY_NAME[next_kind].opening)
 
 
 def fit_turns(
@@ -179,7 +187,7 @@ def render_each(
         parts_of: list[tuple[Dialogue, list[_Part]]] = []
         for dialogue in chunk:
             try:
-                parts_of.append((dialogue, _parts(dialogue, on_marker)))
+                parts_of.append((dialogue, _parts(dialogue, on_marker, len(tokenizer.tag_ids))))
             except RecordError as error:
                 if on_error is None:
                     raise
@@ -237,18 +245,21 @@ def _fit(whole: Rendered, max_tokens: int | None, turns: int, on_long: str) -> t
     return kept, +counts
 
 
-def _parts(dialogue: Dialogue, on_marker: str) -> list[_Part]:
-    """The segments of a dialogue in order, as text, the marker policy applied."""
+def _parts(dialogue: Dialogue, on_marker: str, tags: int) -> list[_Part]:
+    """The segments of a dialogue in order, as text, the marker policy applied. `tags`: Levels that have a tag."""
     if on_marker not in MARKER_POLICIES:
         raise UsageError(f"on_marker={on_marker!r}: expected one of {', '.join(MARKER_POLICIES)}.")
     if not dialogue.turns:
         raise RecordError(dialogue.origin, "no_chat", "the dialogue has no turns.")
     parts = [_Part(META, -1, dialogue.meta_instruction)] if dialogue.meta_instruction else []
     for number, turn in enumerate(dialogue.turns):
-        for kind in SEGMENT_KINDS:
-            text = getattr(turn, kind.name)
-            if text is not None:
-                parts.append(_Part(kind.name, number, text, kind.name not in turn.untrained))
+        contents = {kind.name: text for kind in SEGMENT_KINDS if (text := getattr(turn, kind.name)) is not None}
+        if turn.level is not None and not 1 <= turn.level <= tags:
+            problem = f"turn {number + 1} has level {turn.level}; the tokenizer has tags for the levels 1 to {tags}."
+            raise RecordError(dialogue.origin, "no_tag", problem)
+        tagged = tagged_segment(contents)
+        for name, text in contents.items():
+            parts.append(_Part(name, number, text, name not in turn.untrained, turn.level if name == tagged else None))
     if on_marker == "keep":
         return parts
     for index, part in enumerate(parts):
@@ -281,6 +292,7 @@ class _Writer:
         if loss_on not in LOSS_POLICIES:
             raise UsageError(f"loss_on={loss_on!r}: expected one of {', '.join(LOSS_POLICIES)}.")
         self.special_ids = tokenizer.special_ids
+        self.tag_of = tokenizer.tag_of
         self.policy = {META: frozenset[str](), **LOSS_POLICIES[loss_on]}
         # kind -> ids of opening and of terminator
         self.frames: dict[str, tuple[list[int], list[int]]] = {META: ([], [])}
@@ -291,6 +303,9 @@ class _Writer:
         """Which parts of a segment carry loss."""
         return self.policy[part.kind] if part.trainable else frozenset()
 
+    def _tag(self, part: _Part) -> list[int]:
+        return [] if part.level is None else [self.tag_of(part.level)]
+
     def write(self, parts: Sequence[_Part], encoded: Mapping[str, list[int]], origin: str) -> Rendered:
         """Ids and mask of segments whose contents are encoded already."""
         ids: list[int] = []
@@ -300,6 +315,9 @@ class _Writer:
             trained = self._trained(part)
             opening, terminator = self.frames[part.kind]
             start = len(ids)
+            tag = self._tag(part)
+            ids += tag
+            mask += [False] * len(tag)
             places = []
             for name, piece in ((OPENING, opening), (CONTENT, encoded[part.text]), (TERMINATOR, terminator)):
                 ids += piece
@@ -331,11 +349,18 @@ class _Writer:
             opening, terminator = self.frames[part.kind]
             trained = self._trained(part)
             demand((segment.kind, segment.turn) == (part.kind, part.turn) and start == position, f"{where} does not follow its predecessor")
-            demand(ids[start:content_start] == opening, f"{where} does not begin with its opening")
+            tag = self._tag(part)
+            opening_start = start + len(tag)
+            demand(ids[start:opening_start] == tag and not any(mask[start:opening_start]), f"{where} does not begin with its tag")
+            demand(ids[opening_start:content_start] == opening, f"{where} does not begin with its opening")
             demand(ids[content_start:content_end] == encoded[part.text], f"{where} does not hold its content")
             demand(ids[content_end:end] == terminator, f"{where} does not end with its terminator")
             demand(self.special_ids.isdisjoint(ids[content_start:content_end]), f"{where} has a control token in its content")
-            for name, low, high in ((OPENING, start, content_start), (CONTENT, content_start, content_end), (TERMINATOR, content_end, end)):
+            for name, low, high in (
+                (OPENING, opening_start, content_start),
+                (CONTENT, content_start, content_end),
+                (TERMINATOR, content_end, end),
+            ):
                 demand(mask[low:high] == [name in trained] * (high - low), f"the {name} of {where} has the wrong loss")
             position = end
         demand(position == len(ids), "the segments do not cover all ids")

@@ -27,6 +27,7 @@ from moss_train.data.documents import TABLE, document_hash, id_type
 from moss_train.data.records import PROBLEMS_SHOWN, Piece, RecordError, read_piece
 from moss_train.data.render import render_each
 from moss_train.data.switches import switch_off
+from moss_train.data.tags import drop_tags
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import MossTrainError
 
@@ -45,6 +46,7 @@ class RenderSettings:
     on_long: str = "drop_turns"
     max_tokens: int = 2048
     switch_off: float = 0.0
+    tag_dropout: float = 0.0
     seed: int = 0
 
 
@@ -60,6 +62,7 @@ class Report:
         metas: Meta instructions and how many dialogues have each.
         formats: Dialogues by format.
         turns: Of all dialogues. middle_turns: Those of them with inner thoughts, commands and results, if only as None.
+        levels: Turns by their level, before any tag is left out; JSON has its keys as text.
     """
 
     records: int = 0
@@ -72,6 +75,7 @@ class Report:
     formats: Counter[str] = field(default_factory=Counter)
     turns: int = 0
     middle_turns: int = 0
+    levels: Counter[str] = field(default_factory=Counter)
 
     @property
     def bad(self) -> int:
@@ -98,6 +102,7 @@ class Report:
         self.formats.update(other.formats)
         self.turns += other.turns
         self.middle_turns += other.middle_turns
+        self.levels.update(other.levels)
 
     def to_json(self) -> dict[str, Any]:
         """As values that JSON can hold."""
@@ -107,7 +112,7 @@ class Report:
     def from_json(cls, value: dict[str, Any]) -> Report:
         """The report that `to_json` made this of."""
         made = cls(**value)
-        for name in ("counts", "problems", "metas", "formats"):
+        for name in ("counts", "problems", "metas", "formats", "levels"):
             setattr(made, name, Counter(value[name]))
         return made
 
@@ -172,7 +177,10 @@ def _render_piece(
                 report.metas[dialogue.meta_instruction] += 1
             report.turns += len(dialogue.turns)
             report.middle_turns += sum(None not in (turn.thoughts, turn.commands, turn.results) for turn in dialogue.turns)
-            yield switch_off(dialogue, settings.switch_off, settings.seed) if settings.switch_off else dialogue
+            report.levels.update(str(turn.level) for turn in dialogue.turns if turn.level is not None)
+            if settings.switch_off:
+                dialogue = switch_off(dialogue, settings.switch_off, settings.seed)
+            yield drop_tags(dialogue, settings.tag_dropout, settings.seed)
 
     rendered = render_each(
         dialogues(),

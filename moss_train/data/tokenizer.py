@@ -192,6 +192,19 @@ class MossTokenizer:
 
     # ------------------------------------------------------------------ text and ids
 
+    def tag_of(self, level: int) -> int:
+        """Id of the tag that says how good a reply is.
+
+        Args:
+            level: 1 for the worst.
+
+        Raises:
+            DataError: There is no tag for it.
+        """
+        if not 1 <= level <= len(self.tag_ids):
+            raise DataError(f"level {level} has no tag: this tokenizer has tags for the levels 1 to {len(self.tag_ids)}.")
+        return self.tag_ids[level - 1]
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. No text yields the id of a control or a tag, and nothing is added at either end."""
         try:

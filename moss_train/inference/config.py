@@ -34,6 +34,9 @@ class ToolsConfig:
     """Endpoints that are not on the public internet, as `host:port`; all others of that kind are refused."""
 
 
+TAGS = ("auto", "best", "none")
+
+
 @dataclass
 class SpeakerConfig:
     """A model that speaks, what it is asked, and how it answers: what `scripts/generate.py` and `scripts/sample.py` share."""
@@ -61,6 +64,9 @@ class SpeakerConfig:
     top_k: int = 40
     repetition_penalty: float = 1.02
     seed: int = 0
+    tag: str = "auto"
+    """How good a reply is asked for, of a model trained on tagged dialogues: `best`, `none`, or a level, 1 being the worst. `auto`: the
+    best that the model knows. Earlier replies of a file of dialogues keep the levels they have there."""
     dtype: ExportDtype = ExportDtype.auto
     """Number format of the weights; `auto` keeps that of `model`, or takes fp32 on a processor that cannot multiply it."""
     device_map: DeviceMap = DeviceMap.single
@@ -89,6 +95,8 @@ class SpeakerConfig:
             found.append(f"top_p is {self.top_p}; expected a number above 0 and up to 1")
         if self.top_k < 0:
             found.append(f"top_k is {self.top_k}; expected zero (off) or more")
+        if self.tag not in TAGS and not (self.tag.isascii() and self.tag.isdecimal() and int(self.tag) > 0):
+            found.append(f"tag is {self.tag!r}; expected {', '.join(TAGS)}, or the number of a level, 1 being the worst")
         if self.repetition_penalty <= 0:
             found.append(f"repetition_penalty is {self.repetition_penalty}; expected a number above zero (1 is off)")
         return found

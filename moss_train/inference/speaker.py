@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from moss_train.cores import threads_per_rank
 from moss_train.data.dialogue import Dialogue, Turn, meta_instruction
 from moss_train.data.records import PROBLEMS_SHOWN
 from moss_train.data.tokenizer import MossTokenizer
-from moss_train.errors import CheckpointError, DataError, OutOfMemoryError
+from moss_train.errors import CheckpointError, DataError, OutOfMemoryError, UsageError
 from moss_train.inference import memory
 from moss_train.inference.config import DeviceMap, SpeakerConfig
 from moss_train.inference.decoder import FEWEST_SLOTS, Decoder, Task
@@ -48,6 +48,33 @@ def default_system(directory: Path, thoughts: bool, plugins: list[Plugin]) -> st
         return meta_instruction(**({plugin.value: True for plugin in plugins} | ({"inner_thoughts": True} if thoughts else {})))
     text: str = training_details(directory).get("meta_instruction") or meta_instruction()
     return text.replace("- Inner thoughts: disabled.", "- Inner thoughts: enabled.") if thoughts else text
+
+
+def asked_level(tag: str, details: Mapping[str, Any], tokenizer: MossTokenizer) -> int | None:
+    """The level whose tag stands before what the model writes; None: no tag.
+
+    Args:
+        tag: `auto`, `best`, `none`, or a number.
+        details: Of the training, as `training_details` gives them: `levels` are those the model was trained with.
+        tokenizer: That of the model.
+
+    Raises:
+        UsageError: The model has no tags, or not this one.
+    """
+    known = sorted(int(level) for level in details.get("levels") or ())
+    if tag == "none" or (tag == "auto" and not known):
+        return None
+    if tag in ("auto", "best"):
+        if not known:
+            raise UsageError(f"tag={tag}: the lineage of the model names no levels it was trained with; give a number, or tag=none")
+        return known[-1]
+    level = int(tag)
+    if level > len(tokenizer.tag_ids):
+        raise UsageError(f"tag={tag}: the tokenizer has tags for the levels 1 to {len(tokenizer.tag_ids)}")
+    if level not in known:
+        levels = f"the levels {', '.join(map(str, known))}" if known else "no levels, as far as its lineage tells"
+        _log.warning(f"tag={tag}: the model was trained with {levels}; this tag says nothing to it")
+    return level
 
 
 class Speaker:
@@ -110,13 +137,14 @@ class Speaker:
         self.toolbox = make_toolbox(
             search_url=tools.search_url, image_url=tools.image_url, image_directory=Path(tools.image_directory), allow=tools.allow
         )
+        self.level = asked_level(config.tag, training_details(directory), self.tokenizer)
         # A turn should look like those trained on. Without a lineage it is the form published for the plain model: no middle segments.
         plain = Style.empty if training_details(directory).get("middle_segments") else Style.plain
         self.style = Style.thoughts if config.writes_thoughts else plain
 
     def transcript(self, dialogue: Dialogue) -> Transcript:
         """A dialogue as far as it goes: of the last turn the human part alone."""
-        transcript = Transcript(self.tokenizer, dialogue.meta_instruction)
+        transcript = Transcript(self.tokenizer, dialogue.meta_instruction, self.level)
         for turn in dialogue.turns[:-1]:
             transcript.begin(turn)
         transcript.begin(Turn(human=dialogue.turns[-1].human))

@@ -93,7 +93,7 @@ def chat(speaker: Speaker, system: str, console: Console | None = None, show_tho
             importlib.import_module("readline")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-    transcript, numbered, turns = Transcript(speaker.tokenizer, system), 1, 0
+    transcript, numbered, turns = Transcript(speaker.tokenizer, system, speaker.level), 1, 0
     if interactive:
         _put(console, "Type a message; /help tells what else there is.", "dim")
     while True:
@@ -102,7 +102,7 @@ def chat(speaker: Speaker, system: str, console: Console | None = None, show_tho
             return
         if message in _COMMANDS:
             if message == "/new":
-                transcript, numbered = Transcript(speaker.tokenizer, system), 1
+                transcript, numbered = Transcript(speaker.tokenizer, system, speaker.level), 1
                 _put(console, "a new dialogue", "dim")
             elif message == "/thoughts":
                 screen.show_thoughts = not screen.show_thoughts

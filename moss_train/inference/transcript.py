@@ -6,7 +6,7 @@ in training, so no text of theirs can become a control token.
 
 from __future__ import annotations
 
-from moss_train.data.dialogue import SEGMENT_KINDS, Turn
+from moss_train.data.dialogue import SEGMENT_KINDS, Turn, tagged_segment
 from moss_train.data.formats.fields import NONE
 from moss_train.data.tokenizer import MossTokenizer
 
@@ -17,21 +17,25 @@ class Transcript:
     Args:
         tokenizer: That of the model.
         meta_instruction: What stands before the first turn.
+        level: Of turns that have none of their own: what is asked for.
     """
 
-    def __init__(self, tokenizer: MossTokenizer, meta_instruction: str):
+    def __init__(self, tokenizer: MossTokenizer, meta_instruction: str, level: int | None = None):
         self.tokenizer = tokenizer
+        self.level = level
         self.meta_instruction = meta_instruction
         self._meta = tokenizer.encode(meta_instruction)
         self._openings = {kind.name: tokenizer.encode(kind.opening) for kind in SEGMENT_KINDS}
         self._ends = {kind.name: [tokenizer.control_ids[kind.control], tokenizer.newline] for kind in SEGMENT_KINDS}
         self._none = tokenizer.encode(NONE)
         self.turns: list[dict[str, list[int]]] = []
+        self.levels: list[int | None] = []
 
     def begin(self, turn: Turn) -> None:
         """Adds a turn, with what it holds so far."""
         contents = {kind.name: getattr(turn, kind.name) for kind in SEGMENT_KINDS}
         self.turns.append({name: self.tokenizer.encode(text) for name, text in contents.items() if text is not None})
+        self.levels.append(self.level if turn.level is None else turn.level)
 
     def put(self, segment: str, content: str | list[int]) -> None:
         """Gives a segment of the last turn its content: text, or the ids that the model wrote."""
@@ -53,12 +57,16 @@ class Transcript:
         Results of earlier turns are left out (`None`), as the published service did: they are long, and the replies say what they were for.
         """
         ids = list(self._meta)
-        for number, turn in enumerate(self.turns):
+        for number, (turn, level) in enumerate(zip(self.turns, self.levels, strict=True)):
+            last = number == len(self.turns) - 1
+            tagged = None if level is None else tagged_segment(turn, segment if last else None)
             for kind in SEGMENT_KINDS:
+                if kind.name == tagged and level is not None:
+                    ids.append(self.tokenizer.tag_of(level))
                 content = turn.get(kind.name)
                 if content is None:
                     continue
-                if kind.name == "results" and number < len(self.turns) - 1:
+                if kind.name == "results" and not last:
                     content = self._none
                 ids += self._openings[kind.name] + content + self._ends[kind.name]
         return ids + self._openings[segment]
@@ -72,5 +80,6 @@ class Transcript:
         dropped = 0
         while len(self.turns) > 1 and len(self.prompt(segment)) > limit:
             self.turns.pop(0)
+            self.levels.pop(0)
             dropped += 1
         return dropped

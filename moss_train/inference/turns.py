@@ -122,7 +122,7 @@ def too_long(tokens: int, positions: int) -> str:
 def check_room(transcript: Transcript, style: Style, max_new_tokens: int, positions: int) -> str | None:
     """What is wrong with a transcript whose last question, alone, leaves no room for a reply; or None."""
     alone = Transcript(transcript.tokenizer, transcript.meta_instruction)
-    alone.turns = [dict(transcript.turns[-1])]
+    alone.turns, alone.levels = [dict(transcript.turns[-1])], transcript.levels[-1:]
     if style is Style.empty:
         alone.put_none()
     tokens = len(alone.prompt("thoughts" if style is Style.thoughts else "moss"))

@@ -153,6 +153,8 @@ def _settings(config: SampleConfig, model: lineage.Parent, source: lineage.Sourc
         "max_new_tokens": config.max_new_tokens,
         "system": system_text(config) if config.dialogue is None else None,
         "thoughts": config.writes_thoughts,
+        # Which level `auto` and `best` are follows from the model.
+        "tag": config.tag,
         "tools": asdict(config.tools) if config.writes_thoughts else None,
         "dtype": config.dtype.value,
         "attention": config.attention.value,

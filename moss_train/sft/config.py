@@ -73,6 +73,8 @@ class DialogueDataConfig:
     """Switches that are on in that default."""
     switch_off: float = 0.0
     """Probability with which each enabled tool of a dialogue is switched off and its calls dropped, so that the model obeys switches."""
+    tag_dropout: float = 0.0
+    """Share of the turns with a level that go without its tag, so that the model also learns what it says when it is told nothing."""
     cache: str | None = None
     """Directory that keeps rendered data for the next start; by default MOSS_TRAIN_CACHE, or moss_train in the user's cache directory."""
 
@@ -90,7 +92,7 @@ class DialogueDataConfig:
             found.append(f"data.holdout is {self.holdout}; expected a share from 0 up to, but not including, 1")
         if self.plugins and self.default_meta is DefaultMeta.none:
             found.append("data.plugins has no effect with data.default_meta=none, which gives records no meta instruction; leave one out")
-        for key in ("max_bad_share", "switch_off"):
+        for key in ("max_bad_share", "switch_off", "tag_dropout"):
             if not 0 <= getattr(self, key) <= 1:
                 found.append(f"data.{key} is {getattr(self, key)}; expected a number from 0 to 1")
         return found

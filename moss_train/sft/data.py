@@ -108,8 +108,9 @@ def render_settings(config: DialogueDataConfig, seed: int) -> RenderSettings:
         on_long=config.on_long.value,
         max_tokens=config.seq_len,
         switch_off=config.switch_off,
-        # Without it nothing is random, and runs with other seeds share what is rendered.
-        seed=seed if config.switch_off else 0,
+        tag_dropout=config.tag_dropout,
+        # Without these nothing is random, and runs with other seeds share what is rendered.
+        seed=seed if config.switch_off or config.tag_dropout else 0,
     )
 
 
@@ -287,6 +288,10 @@ def open_rows(config: SFTConfig, inputs: Sequence[Input], entries: Sequence[str]
         # A prompt should look like what was trained on: with inner thoughts, commands and results, if only as None, or without.
         "middle_segments": 2 * whole.middle_turns > whole.turns,
     }
+    if whole.levels:
+        # Turns by level: what tags the model knows, and the best of them.
+        details["levels"] = {level: whole.levels[level] for level in sorted(whole.levels, key=int)}
+        details["tag_dropout"] = data.tag_dropout
     if weights:
         details["mixture"] = {pool.name: pool.weight for pool in pools["train"]}
     sources = [found.source(report.records) for found, report in zip(inputs, reports)]

@@ -22,6 +22,8 @@ from moss_train.data.records import RecordError
 _KEYS = [kind.key for kind in SEGMENT_KINDS]
 _KIND_BY_KEY = {kind.key: kind for kind in SEGMENT_KINDS}
 _LOSS_KEYS = ("train", "untrained")
+_LEVEL = "level"
+_OTHER_KEYS = (*_LOSS_KEYS, _LEVEL)
 
 
 def parse_moss003(value: Any, origin: str, *, default_meta: str | None = None, open_end: bool = False) -> Dialogue:
@@ -83,6 +85,8 @@ def write_moss003(dialogue: Dialogue) -> dict[str, Any]:
             fields["train"] = False
         elif turn.untrained:
             fields["untrained"] = keys_of(turn.untrained)
+        if turn.level is not None:
+            fields[_LEVEL] = turn.level
         chat[f"turn_{number}"] = fields
     record: dict[str, Any] = {"conversation_id": dialogue.id} if dialogue.id != dialogue.origin else {}
     record |= {"meta_instruction": dialogue.meta_instruction, "num_turns": len(chat), "chat": chat}
@@ -94,9 +98,9 @@ def write_moss003(dialogue: Dialogue) -> dict[str, Any]:
 def _parse_turn(value: Any, name: str, origin: str, open_end: bool) -> Turn:
     if not isinstance(value, dict):
         raise RecordError(origin, "turn_not_an_object", f"{name} is {kind_of(value)}; expected an object with Human and MOSS.")
-    unknown = [key for key in value if key not in _KEYS and key not in _LOSS_KEYS]
+    unknown = [key for key in value if key not in _KEYS and key not in _OTHER_KEYS]
     if unknown:
-        hint = did_you_mean([*_KEYS, *_LOSS_KEYS], unknown)
+        hint = did_you_mean([*_KEYS, *_OTHER_KEYS], unknown)
         raise RecordError(origin, "unknown_role", f"{name} has the key {unknown[0]!r}; expected only {', '.join(_KEYS)}{hint}.")
     contents = {kind.name: _parse_field(value[kind.key], kind, name, origin) for kind in SEGMENT_KINDS if kind.key in value}
     if "human" not in contents:
@@ -107,7 +111,14 @@ def _parse_turn(value: Any, name: str, origin: str, open_end: bool) -> Turn:
     for required in ("human", "moss"):
         if required in contents and not contents[required].strip():
             raise RecordError(origin, f"empty_{required}", f"{name}, {KIND_BY_NAME[required].key}: no text between marker and control.")
-    return Turn(**contents, untrained=_parse_untrained(value, name, origin))
+    return Turn(**contents, untrained=_parse_untrained(value, name, origin), level=_parse_level(value.get(_LEVEL), name, origin))
+
+
+def _parse_level(value: Any, name: str, origin: str) -> int | None:
+    """How good the reply of a turn is."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise RecordError(origin, "bad_level", f"{name}, level is {kind_of(value)}; expected 1 for the worst, or a larger whole number.")
+    return value
 
 
 def _parse_untrained(value: dict[str, Any], name: str, origin: str) -> frozenset[str]:

@@ -217,7 +217,7 @@ def test_prompts_end_with_the_opening(byte_tokenizer: MossTokenizer) -> None:
 
 def test_the_checks_find_tampering(byte_tokenizer: MossTokenizer) -> None:
     """Each promise about a row, broken by hand."""
-    parts = _parts(TINY, "keep")
+    parts = _parts(TINY, "keep", 0)
     encoded = _encode([part.text for part in parts], byte_tokenizer)
     writer = _Writer(byte_tokenizer, "generated")
     good = writer.write(parts, encoded, TINY.origin)
