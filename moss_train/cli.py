@@ -65,6 +65,7 @@ PROGRAMS = {
     "sample": Program("sample", "moss_train.pm.sample_config:SampleConfig", "moss_train.pm.sample:main", is_job=True),
     "rank": Program("rank", "moss_train.pm.rank_config:RankConfig", "moss_train.pm.rank:main", is_job=True),
     "score": Program("score", "moss_train.pm.score_config:ScoreConfig", "moss_train.pm.score_job:main", is_job=True),
+    "tag": Program("tag", "moss_train.pm.tag_config:TagConfig", "moss_train.pm.tag:main", is_job=True),
     "evaluate": Program("evaluate", "moss_train.evaluate.config:EvaluateConfig", "moss_train.evaluate.main:main", is_job=True),
 }
 

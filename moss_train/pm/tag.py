@@ -1,0 +1,241 @@
+"""The job behind `scripts/tag.py`: rewards become levels, and responses dialogues that carry them.
+
+OUT                 a dialogue for every response (or every dialogue that was scored), in the published layout, with `level` at the turns
+OUT.tagging.json    what the levels are: the preference model, the scale, counts. It is never changed, and another round can take it
+*.lineage.json      of both; the tagging record is a parent of the dialogues, in the role `tagger`
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moss_train import files
+from moss_train.artifacts import lineage, lineage_kinds
+from moss_train.data.comparisons import parse_responses
+from moss_train.data.dialogue import BY_MOSS, Dialogue
+from moss_train.data.formats import parse
+from moss_train.data.formats.fields import kind_of
+from moss_train.data.formats.moss003 import write_moss003
+from moss_train.data.records import ProblemList, RecordError, read_records
+from moss_train.data.sources import source_of
+from moss_train.errors import DataError, DiskFullError, UsageError
+from moss_train.pm.levels import Scale, levels_of, make_scale
+from moss_train.pm.tag_config import TagConfig
+
+_log = logging.getLogger("moss_train")
+VERSION = 1
+SUFFIX = ".tagging.json"
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one line holds.
+
+    Attributes:
+        dialogues: One for each response; of a scored dialogue itself.
+        rewards: One for each response, or for each turn of the dialogue; None: none, or it is left out.
+        names: Why those without a reward have none.
+    """
+
+    dialogues: tuple[Dialogue, ...]
+    rewards: tuple[float | None, ...]
+    names: tuple[str, ...]
+    is_dialogue: bool
+
+
+def main(config: TagConfig) -> None:
+    """Tags.
+
+    Raises:
+        UsageError: `out` exists, or a record of an earlier tagging cannot be used.
+        DataError: The scored file cannot be read, or its rewards make no levels.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    out = Path(config.out)
+    record_path = out.with_name(out.name + SUFFIX)
+    for path in (out, record_path):
+        if path.exists() or path.is_symlink():
+            raise UsageError(f"{path} exists; name another file in out, or remove it")
+    groups = read_groups(config)
+    source, parents = source_of(config.scored, len(groups), "source")
+    frozen = None if config.frozen is None else read_scale(Path(config.frozen), "frozen")
+    previous = None if config.previous is None else read_scale(Path(config.previous), "previous")
+    try:
+        scale = frozen or make_scale(
+            [group.rewards for group in groups], config.by, config.levels, config.thresholds, config.within, config.abstain
+        )
+    except DataError as error:
+        raise DataError(f"scored={config.scored}: {error}") from error
+    tagged = [levels_of(scale, group.rewards) for group in groups]
+    counts = _counts(scale, groups, tagged)
+    report: dict[str, Any] = {
+        "version": VERSION,
+        "preference_model": _preference_models(parents),
+        "scale": scale.to_json(),
+        "frozen_from": None if config.frozen is None else files.hash_file(Path(config.frozen)).sha256,
+        "responses_per_context": dict(sorted(Counter(str(len(group.rewards)) for group in groups).items())),
+        "counts": counts,
+        "changed": None if previous is None else changed(previous, groups, tagged),
+    }
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.replace_content(record_path, (json.dumps(report, indent=1) + "\n").encode())
+        earlier = [Path(path) for path in (config.frozen, config.previous) if path is not None]
+        more = [parent for path in earlier for parent in lineage.recorded_parent(path, "source")]
+        settings = asdict(config) | {"by": str(scale.by)}
+        lineage.write(record_path, lineage_kinds.dialogues("tag", [*parents, *more], [source], len(groups), report))
+        _write(out, record_path, groups, tagged, source, parents, {"settings": settings, **report})
+    except OSError as error:
+        if files.is_disk_full(error):
+            raise DiskFullError(f"no space is left at {out.parent}; free some, and tag again") from error
+        raise UsageError(f"out={out} cannot be written: {error.strerror or error}") from error
+    told = ", ".join(f"{name} {number:,}" for name, number in counts.items())
+    _log.info(f"{len(groups):,} lines: {told} -> {out}")
+    if report["changed"] is not None:
+        _log.info(f"{report['changed']['changed']:,} of {report['changed']['compared']:,} have another level than by {config.previous}")
+
+
+def read_groups(config: TagConfig) -> list[Group]:
+    """The scored lines. All bad ones are told together.
+
+    Raises:
+        DataError: They cannot be read, or there are none.
+    """
+    problems = ProblemList()
+    groups: list[Group] = []
+    for record in read_records(config.scored, problems.add):
+        try:
+            groups.append(read_group(record.value, record.origin, config.unfinished))
+        except RecordError as error:
+            problems.add(error)
+    if problems.counts:
+        bad = problems.counts.total()
+        raise DataError(f"scored={config.scored}: {bad} bad of {bad + len(groups)} lines:\n{problems.describe()}\nScore them again.")
+    if not groups:
+        raise DataError(f"scored={config.scored} holds no lines")
+    return groups
+
+
+def read_group(value: Any, origin: str, unfinished: bool = False) -> Group:
+    """A line of `scripts/score.py`.
+
+    Raises:
+        RecordError: It is none: `not_scored`, or what is wrong with its layout.
+    """
+    if isinstance(value, dict) and "rewards" in value:
+        dialogue = parse(value.get("dialogue"), origin, open_end=True)
+        rewards = value["rewards"]
+        if not isinstance(rewards, list) or len(rewards) != len(dialogue.turns):
+            raise RecordError(origin, "not_scored", f"{len(dialogue.turns)} turns, but rewards is {kind_of(rewards)}.")
+        found = tuple(_reward(one, origin) for one in rewards)
+        return Group((dialogue,), found, tuple("no_reward" for _ in found), True)
+    parsed = parse_responses(value, origin)
+    raw = parsed.record["responses"]
+    if not all("reward" in one for one in raw):
+        raise RecordError(origin, "not_scored", 'a response has no "reward"; expected lines as scripts/score.py writes them.')
+    context = parsed.context
+    # Earlier replies are what the response is about, not what was rewarded.
+    before = tuple(replace(turn, untrained=BY_MOSS) for turn in context.turns[:-1])
+    dialogues = tuple(
+        Dialogue(f"{context.id}-{number}", context.meta_instruction, (*before, turn), context.category, origin)
+        for number, turn in enumerate(parsed.responses, 1)
+    )
+    cut = [not unfinished and one.get("finish") == "length" for one in raw]
+    rewards = tuple(None if is_cut else _reward(one["reward"], origin) for one, is_cut in zip(raw, cut))
+    return Group(dialogues, rewards, tuple("unfinished" if is_cut else "no_reward" for is_cut in cut), False)
+
+
+def _reward(value: Any, origin: str) -> float | None:
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == float("inf")
+    ):
+        raise RecordError(origin, "not_scored", f"a reward is {kind_of(value)}; expected a number or null.")
+    return None if value is None else float(value)
+
+
+def tagged_dialogues(group: Group, levels: list[int | None]) -> Iterator[Dialogue]:
+    """The dialogues of a line with their levels. A response without a reward is left out; one near a threshold has no level."""
+    if group.is_dialogue:
+        (dialogue,) = group.dialogues
+        if dialogue.turns[-1].moss is not None:
+            yield replace(dialogue, turns=tuple(replace(turn, level=level) for turn, level in zip(dialogue.turns, levels, strict=True)))
+        return
+    for dialogue, level, reward in zip(group.dialogues, levels, group.rewards, strict=True):
+        if reward is not None:
+            yield replace(dialogue, turns=(*dialogue.turns[:-1], replace(dialogue.turns[-1], level=level)))
+
+
+def changed(previous: Scale, groups: list[Group], tagged: list[list[int | None]]) -> dict[str, int]:
+    """How many responses have another level than by an earlier scale."""
+    pairs = [pair for group, new in zip(groups, tagged, strict=True) for pair in zip(levels_of(previous, group.rewards), new, strict=True)]
+    compared = [(old, new) for old, new in pairs if not (old is None and new is None)]
+    return {"compared": len(compared), "changed": sum(old != new for old, new in compared)}
+
+
+def read_scale(path: Path, option: str) -> Scale:
+    """The scale of a tagging record.
+
+    Raises:
+        UsageError: There is none.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        return Scale.from_json(report["scale"])
+    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
+        raise UsageError(f"{option}={path} is no record of a tagging ({error}); name an OUT{SUFFIX} that scripts/tag.py wrote") from error
+
+
+def _counts(scale: Scale, groups: list[Group], tagged: list[list[int | None]]) -> dict[str, int]:
+    levels = Counter(level for found in tagged for level in found if level is not None)
+    counts = {f"level_{level}": levels[level] for level in range(1, scale.levels + 1)}
+    rest: Counter[str] = Counter()
+    for group, found in zip(groups, tagged, strict=True):
+        for level, reward, name in zip(found, group.rewards, group.names, strict=True):
+            if level is None:
+                rest["near_a_threshold" if reward is not None else name] += 1
+    return counts | dict(sorted(rest.items()))
+
+
+def _preference_models(parents: list[lineage.Parent]) -> list[str]:
+    """Ids of the preference models that gave the rewards, as the records of the scored files tell."""
+    found = []
+    for parent in parents:
+        record = lineage.read(Path(parent.path)) if parent.path else None
+        found += [one["id"] for one in (record or {}).get("parents", []) if one["role"] == "tagger"]
+    return sorted(set(found))
+
+
+def _write(
+    out: Path,
+    record_path: Path,
+    groups: list[Group],
+    tagged: list[list[int | None]],
+    source: lineage.Source,
+    parents: list[lineage.Parent],
+    details: dict[str, Any],
+) -> None:
+    """Writes the dialogues and their record; the record first, so that there are no dialogues without one."""
+    made = out.with_name(f"{out.name}.tmp")
+    made.unlink(missing_ok=True)
+    file, written = files.HashedFile(made), 0
+    try:
+        for group, levels in zip(groups, tagged, strict=True):
+            for dialogue in tagged_dialogues(group, levels):
+                file.write((json.dumps(write_moss003(dialogue), ensure_ascii=False) + "\n").encode(errors="replace"))
+                written += 1
+        entry = file.close()
+    except BaseException:
+        file.abandon()
+        made.unlink(missing_ok=True)
+        raise
+    tagger = lineage.parent_of(record_path, "tagger")
+    lineage.write(out, lineage_kinds.dialogues("tag", [tagger, *parents], [source], written, details), {out.name: asdict(entry)})
+    files.rename(made, out)
+    files.sync_directory(out.parent)
