@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -178,5 +179,5 @@ def _distinct(cuts: npt.NDArray[np.float64], pool: npt.NDArray[np.float64], leve
 
 
 def _check_thresholds(thresholds: Sequence[float]) -> None:
-    if not len(thresholds) or not np.all(np.isfinite(thresholds)) or any(b <= a for a, b in zip(thresholds, thresholds[1:])):
+    if not len(thresholds) or not np.all(np.isfinite(thresholds)) or any(b <= a for a, b in pairwise(thresholds)):
         raise DataError(f"thresholds are {list(thresholds)}; expected numbers that ascend, one less than there are levels.")

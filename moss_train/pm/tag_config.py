@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from moss_train.pm.levels import LevelsBy
 
@@ -48,7 +49,7 @@ class TagConfig:
         if self.thresholds and self.by is not LevelsBy.thresholds:
             found.append("thresholds have an effect with by=thresholds only; leave them out")
         if self.by is LevelsBy.thresholds:
-            ascending = all(a < b for a, b in zip(self.thresholds, self.thresholds[1:]))
+            ascending = all(a < b for a, b in pairwise(self.thresholds))
             if len(self.thresholds) != self.levels - 1 or not ascending or not all(map(math.isfinite, self.thresholds)):
                 found.append(f"thresholds are {self.thresholds}; expected {self.levels - 1} numbers that ascend, for levels={self.levels}")
         if not 0 <= self.within <= 1:
