@@ -1,0 +1,135 @@
+"""Tagging: scored lines become dialogues with levels, the scale is frozen, and the record says where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moss_train.artifacts import lineage
+from moss_train.data.dialogue import BY_MOSS
+from moss_train.data.formats import parse
+from moss_train.errors import DataError, UsageError
+from moss_train.pm.levels import LevelsBy
+from moss_train.pm.tag import main
+from moss_train.pm.tag_config import TagConfig
+
+
+def line(number: int, rewards: list[float | None], **more: Any) -> dict[str, Any]:
+    turns = [{"human": " Hi", "moss": " Hello"}, {"human": f" {number}?"}]
+    responses = [{"moss": f" {reward}", "reward": reward, "finish": "stop"} for reward in rewards]
+    return {"id": f"{number}", "context": {"meta_instruction": "Be.\n", "turns": turns}, "responses": responses, **more}
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    return write(tmp_path / "scored.jsonl", [line(number, [float(4 * number + k) for k in range(4)]) for number in range(5)])
+
+
+def read(path: Path) -> list[Any]:
+    return [json.loads(one) for one in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_response_becomes_a_dialogue_with_its_level(scored: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tagged.jsonl"
+    main(TagConfig(scored=str(scored), out=str(out)))
+    dialogues = [parse(one, "here") for one in read(out)]
+    assert [one.turns[-1].level for one in dialogues] == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4 + [5] * 4
+    assert dialogues[5].turns[-1].human == " 1?"
+    assert dialogues[5].turns[-1].moss == " 5.0"
+    # What came before was not rewarded: it is not learned, and it has no tag.
+    assert all(one.turns[0].untrained == BY_MOSS and one.turns[0].level is None for one in dialogues)
+    report = json.loads(Path(f"{out}.tagging.json").read_text())
+    assert report["counts"] == {f"level_{level}": 4 for level in range(1, 6)}
+    assert report["responses_per_context"] == {"4": 5}
+    record, tagging = lineage.read(out), lineage.read(Path(f"{out}.tagging.json"))
+    assert record is not None
+    assert tagging is not None
+    assert [parent["id"] for parent in record["parents"] if parent["role"] == "tagger"] == [tagging["id"]]
+
+
+def test_another_round_is_measured_with_the_same_scale(scored: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    main(TagConfig(scored=str(scored), out=str(first)))
+    better = write(tmp_path / "better.jsonl", [line(number, [18.0, 19.0, 30.0, None]) for number in range(3)])
+    tagging = f"{first}.tagging.json"
+    main(TagConfig(scored=str(better), out=str(second), frozen=tagging, previous=tagging))
+    assert Counter(parse(one, "here").turns[-1].level for one in read(second)) == {5: 9}
+    report = json.loads(Path(f"{second}.tagging.json").read_text())
+    assert report["scale"] == json.loads(Path(tagging).read_text())["scale"]
+    assert report["counts"] == {"level_1": 0, "level_2": 0, "level_3": 0, "level_4": 0, "level_5": 9, "no_reward": 3}
+    assert report["changed"] == {"compared": 9, "changed": 0}
+    third = tmp_path / "third.jsonl"
+    main(TagConfig(scored=str(scored), out=str(third), by=LevelsBy.thresholds, levels=2, thresholds=[9.5], previous=tagging))
+    # Level 1 stays for the first four; 2 becomes 1 for four, and 2 for none of the rest.
+    assert json.loads(Path(f"{third}.tagging.json").read_text())["changed"] == {"compared": 20, "changed": 16}
+
+
+def test_whole_dialogues_get_a_level_at_every_reply(tmp_path: Path) -> None:
+    turns = {
+        "turn_1": {"Human": "<|Human|>: a<eoh>\n", "MOSS": "<|MOSS|>: b<eom>\n"},
+        "turn_2": {"Human": "<|Human|>: c<eoh>\n", "MOSS": "<|MOSS|>: d<eom>\n"},
+    }
+    record = {"conversation_id": "1", "meta_instruction": "", "num_turns": 2, "chat": turns}
+    scored = write(
+        tmp_path / "scored.jsonl",
+        [
+            {"id": "1", "origin": "x:1", "dialogue": record, "rewards": [1.0, None]},
+            {"id": "1", "origin": "x:1", "dialogue": record, "rewards": [0.0, 2.0]},
+        ],
+    )
+    out = tmp_path / "tagged.jsonl"
+    main(TagConfig(scored=str(scored), out=str(out), levels=3))
+    assert [[turn.level for turn in parse(one, "here").turns] for one in read(out)] == [[2, None], [1, 3]]
+
+
+def test_responses_that_were_cut_off_are_left_out(tmp_path: Path) -> None:
+    lines = [line(number, [float(number), float(number + 10)]) for number in range(4)]
+    lines[0]["responses"][1]["finish"] = "length"
+    scored = write(tmp_path / "scored.jsonl", lines)
+    main(TagConfig(scored=str(scored), out=str(tmp_path / "without.jsonl"), levels=2))
+    main(TagConfig(scored=str(scored), out=str(tmp_path / "with.jsonl"), levels=2, unfinished=True))
+    assert len(read(tmp_path / "without.jsonl")) == 7
+    assert len(read(tmp_path / "with.jsonl")) == 8
+
+
+def test_what_cannot_be_tagged_is_told(scored: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out.jsonl")
+    unscored = write(tmp_path / "unscored.jsonl", [{"context": {"turns": [{"human": " ?"}]}, "responses": [{"moss": " !"}]}])
+    with pytest.raises(DataError, match=r"1 bad of 1 lines(.|\n)*not_scored"):
+        main(TagConfig(scored=str(unscored), out=out))
+    with pytest.raises(UsageError, match="no record of a tagging"):
+        main(TagConfig(scored=str(scored), out=out, frozen=str(scored)))
+    equal = write(tmp_path / "equal.jsonl", [line(0, [1.0, 1.0])])
+    with pytest.raises(DataError, match="1 different rewards among 2 do not make 5 levels"):
+        main(TagConfig(scored=str(equal), out=out))
+    assert not Path(out).exists()
+    main(TagConfig(scored=str(scored), out=out))
+    with pytest.raises(UsageError, match="exists"):
+        main(TagConfig(scored=str(scored), out=out))
+
+
+def test_settings_that_contradict_each_other() -> None:
+    def problems(**values: Any) -> list[str]:
+        return TagConfig(scored="a", out="b", **values).problems()
+
+    assert problems() == []
+    assert problems(by=LevelsBy.thresholds, levels=3, thresholds=[0.0, 1.0]) == []
+    for values in (
+        {"levels": 1},
+        {"thresholds": [1.0]},
+        {"by": LevelsBy.thresholds},
+        {"by": LevelsBy.thresholds, "levels": 3, "thresholds": [1.0, 0.0]},
+        {"within": 2.0},
+        {"abstain": -1.0},
+        {"frozen": "c", "levels": 4},
+    ):
+        assert problems(**values)
