@@ -47,6 +47,7 @@ PROGRAMS = {
     "pretrain": Program("pretrain", "moss_train.pretrain.config:PretrainConfig", "moss_train.pretrain.main:main"),
     "sft": Program("sft", "moss_train.sft.config:SFTConfig", "moss_train.sft.main:main"),
     "pm": Program("pm", "moss_train.pm.config:PMConfig", "moss_train.pm.main:main"),
+    "preference": Program("preference", "moss_train.sft.config:SFTConfig", "moss_train.sft.main:preference"),
     "verify_resume": Program("verify_resume", "moss_train.sft.config:VerifySFTConfig", "moss_train.sft.main:verify"),
     "export": Program("export", "moss_train.artifacts.config:ExportJobConfig", "moss_train.artifacts.export:main", is_job=True),
     "extend_vocab": Program(
@@ -73,12 +74,15 @@ PROGRAMS["verify_resume"].stages.update(
     sft=PROGRAMS["verify_resume"],
     pretrain=Program("verify_resume_pretrain", "moss_train.pretrain.config:VerifyPretrainConfig", "moss_train.pretrain.main:verify"),
     pm=Program("verify_resume_pm", "moss_train.pm.config:VerifyPMConfig", "moss_train.pm.main:verify"),
+    preference=Program("verify_resume", "moss_train.sft.config:VerifySFTConfig", "moss_train.sft.main:verify_preference"),
 )
 
 PLANS = {
     "sft": PROGRAMS["plan"],
     "pretrain": Program("plan_pretrain", "moss_train.pretrain.config:PlanPretrainConfig", "moss_train.pretrain.main:plan"),
     "pm": Program("plan_pm", "moss_train.pm.config:PlanPMConfig", "moss_train.pm.main:plan"),
+    # The same memory and time as any fine-tuning.
+    "preference": PROGRAMS["plan"],
 }
 """Stage -> its `plan` program. A stage adds a line: its own settings with `PlanOptions`, and a function that calls `plan_stage`."""
 

@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from moss_train.sft.config import PlanSFTConfig, SFTConfig, VerifySFTConfig
 
+SFT, PREFERENCE = "sft", "preference"
+
 if TYPE_CHECKING:
     from moss_train.sft.data import Rows
     from moss_train.sft.inputs import Input
     from moss_train.train.run import Run
 
 
-def main(config: SFTConfig) -> float:
+def main(config: SFTConfig, stage: str = SFT) -> float:
     """Runs one fine-tuning job.
+
+    Args:
+        config: Its settings.
+        stage: `sft`, or `preference`: the same on replies that have levels, and refused where none has one.
 
     Returns:
         The final validation loss per supervised token (the training loss where there is no validation data): what a sweep minimises.
@@ -33,7 +39,7 @@ def main(config: SFTConfig) -> float:
     from moss_train.train.stage import train_stage
     from moss_train.train.start import architecture, build, fit_vocabulary, verify_start
 
-    with open_run(config, "sft") as run:
+    with open_run(config, stage) as run:
         # What can be refused without reading data is refused first.
         StepPlan(config.train.global_batch_size, config.train.micro_batch_size, distributed.world_size())
         distributed.check_section(config.deepspeed)
@@ -47,6 +53,8 @@ def main(config: SFTConfig) -> float:
         model_config = run.together(lambda: fit_vocabulary(config, model_config, tokenizer))
         entries = run.once_per_machine("the data to be rendered", lambda: render_inputs(config, inputs, tokenizer, run.log, Path(trained)))
         rows = run.together(lambda: open_rows(config, inputs, entries, tokenizer, run.log))
+        if stage == PREFERENCE:
+            run.together(lambda: require_levels(rows))
         run.together(lambda: say_rejects(rows, run) if distributed.rank() == 0 else None)
         run.agree("the rows", rows.fingerprint)
         if saved is not None:
@@ -64,11 +72,38 @@ def main(config: SFTConfig) -> float:
     return last.get("valid/loss", last.get("train/loss", float("nan")))
 
 
+def preference(config: SFTConfig) -> float:
+    """Preference-aware training: the job behind `scripts/preference.py`."""
+    return main(config, PREFERENCE)
+
+
+def require_levels(rows: Rows) -> None:
+    """Refuses rows without a level.
+
+    Raises:
+        DataError: No reply has one.
+    """
+    from moss_train.errors import DataError
+
+    if not rows.details.get("levels"):
+        raise DataError(
+            "no reply in data.train has a level, so there is nothing to prefer; make dialogues with scripts/tag.py, or fine-tune with "
+            "scripts/sft.py"
+        )
+
+
 def verify(config: VerifySFTConfig) -> None:
     """Runs a stretch of a job straight and interrupted, and compares: the job behind `scripts/verify_resume.py`."""
     from moss_train.train.verify import verify_resume
 
     verify_resume(config, config.verify, main)
+
+
+def verify_preference(config: VerifySFTConfig) -> None:
+    """As `verify`, of preference-aware training."""
+    from moss_train.train.verify import verify_resume
+
+    verify_resume(config, config.verify, preference)
 
 
 def plan(config: PlanSFTConfig) -> None:
