@@ -26,11 +26,13 @@ from tests.small_corpora import write_corpus
 # Preset -> parameters of the model it names; None: settled by the tokenizer that is trained on the data.
 PRESETS = {"tiny_sft": None, "moss_moon_003_sft": 16_717_980_160, "moss_moon_003_sft_plugin": 16_717_980_160}
 PRETRAINING = {"tiny_pretrain": None, "moss_moon_003_base": 16_717_980_160, "codegen_2b_zh": 2_779_356_160}
+# `tiny_preference` is trained in tests/integration/test_preference.py, on replies with levels.
+PREFERENCE = {"tiny_preference": None, "moss_moon_003": 16_717_980_160, "moss_moon_003_plugin": 16_717_980_160}
 PREFERENCE_MODELS = {"tiny_pm": None, "moss_moon_003_pm": 16_060_422_144}
 
 
 def test_no_preset_is_left_out() -> None:
-    known = {*PRESETS, *PRETRAINING, *PREFERENCE_MODELS}
+    known = {*PRESETS, *PRETRAINING, *PREFERENCE, *PREFERENCE_MODELS}
     assert {path.stem for path in (REPOSITORY / "configs" / "config").glob("*.yaml")} == known
 
 
@@ -48,6 +50,13 @@ def test_size_on_the_meta_device(preset: str, parameters: int) -> None:
     assert shown["train"]["epochs"] == 2
     assert shown["train"]["global_batch_size"] == 128
     assert shown["optim"]["lr"] == 1.5e-5
+
+
+@pytest.mark.parametrize(("preset", "parameters"), [(name, count) for name, count in PREFERENCE.items() if count])
+def test_size_of_what_is_trained_on_levels(preset: str, parameters: int) -> None:
+    shown = yaml.safe_load(succeeded(python("scripts/preference.py", f"+config={preset}", "--cfg", "job")).stdout)
+    assert parameters_of(shown["model"]) == parameters
+    assert shown["data"]["tag_dropout"] == 0.1
 
 
 @pytest.mark.parametrize(("preset", "parameters"), [(name, count) for name, count in PRETRAINING.items() if count])
