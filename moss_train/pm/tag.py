@@ -60,9 +60,8 @@ def main(config: TagConfig) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     out = Path(config.out)
     record_path = out.with_name(out.name + SUFFIX)
-    for path in (out, record_path):
-        if path.exists() or path.is_symlink():
-            raise UsageError(f"{path} exists; name another file in out, or remove it")
+    if out.exists() or out.is_symlink():
+        raise UsageError(f"{out} exists; name another file in out, or remove it")
     groups = read_groups(config)
     source, parents = source_of(config.scored, len(groups), "source")
     frozen = None if config.frozen is None else read_scale(Path(config.frozen), "frozen")
@@ -84,9 +83,13 @@ def main(config: TagConfig) -> None:
         "counts": counts,
         "changed": None if previous is None else changed(previous, groups, tagged),
     }
+    content = (json.dumps(report, indent=1) + "\n").encode()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        files.replace_content(record_path, (json.dumps(report, indent=1) + "\n").encode())
+        # The same content is what a run left that was killed before the dialogues were there; another may be what a later round needs.
+        if record_path.exists() and record_path.read_bytes() != content:
+            raise UsageError(f"{record_path} exists and says something else; name another file in out, or remove it")
+        files.replace_content(record_path, content)
         earlier = [Path(path) for path in (config.frozen, config.previous) if path is not None]
         more = [parent for path in earlier for parent in lineage.recorded_parent(path, "source")]
         settings = asdict(config) | {"by": str(scale.by)}

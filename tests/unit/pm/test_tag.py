@@ -117,6 +117,17 @@ def test_what_cannot_be_tagged_is_told(scored: Path, tmp_path: Path) -> None:
         main(TagConfig(scored=str(scored), out=out))
 
 
+def test_a_run_that_was_killed_before_the_dialogues_were_there_is_done_again(scored: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    main(TagConfig(scored=str(scored), out=str(out)))
+    whole, tagging = out.read_bytes(), Path(f"{out}.tagging.json").read_bytes()
+    out.unlink()
+    with pytest.raises(UsageError, match="says something else"):
+        main(TagConfig(scored=str(scored), out=str(out), levels=4))
+    main(TagConfig(scored=str(scored), out=str(out)))
+    assert (out.read_bytes(), Path(f"{out}.tagging.json").read_bytes()) == (whole, tagging)
+
+
 def test_settings_that_contradict_each_other() -> None:
     def problems(**values: Any) -> list[str]:
         return TagConfig(scored="a", out="b", **values).problems()
