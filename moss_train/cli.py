@@ -74,7 +74,7 @@ PROGRAMS["verify_resume"].stages.update(
     sft=PROGRAMS["verify_resume"],
     pretrain=Program("verify_resume_pretrain", "moss_train.pretrain.config:VerifyPretrainConfig", "moss_train.pretrain.main:verify"),
     pm=Program("verify_resume_pm", "moss_train.pm.config:VerifyPMConfig", "moss_train.pm.main:verify"),
-    preference=Program("verify_resume", "moss_train.sft.config:VerifySFTConfig", "moss_train.sft.main:verify_preference"),
+    preference=Program("verify_resume_preference", "moss_train.sft.config:VerifySFTConfig", "moss_train.sft.main:verify_preference"),
 )
 
 PLANS = {

@@ -18,7 +18,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import moss_train
+from moss_train import files as disk
 from moss_train.errors import CheckpointError
 from moss_train.files import FileEntry, hash_file
 
@@ -139,6 +140,32 @@ def write(artefact: Path, lineage: Lineage, files: dict[str, dict[str, Any]] | N
     record = {"id": record_id(record), **record}
     record_path(artefact).write_bytes(spell(record))
     return str(record["id"])
+
+
+def write_lines(out: Path, lines: Iterable[bytes], record: Lineage, made: Path | None = None) -> None:
+    """Writes a file with its record: the record first, so that a file under its own name is complete, and so is what is known of it.
+
+    Args:
+        out: The file. lines: Its content. record: Of it.
+        made: Where it stands until it is complete, on the same disk; by default OUT.tmp.
+
+    Raises:
+        OSError: It did not fit; nothing is left of it.
+    """
+    made = out.with_name(f"{out.name}.tmp") if made is None else made
+    made.unlink(missing_ok=True)
+    file = disk.HashedFile(made)
+    try:
+        for line in lines:
+            file.write(line)
+        entry = file.close()
+    except BaseException:
+        file.abandon()
+        made.unlink(missing_ok=True)
+        raise
+    write(out, record, {out.name: asdict(entry)})
+    disk.rename(made, out)
+    disk.sync_directory(out.parent)
 
 
 def record_path(artefact: Path) -> Path:

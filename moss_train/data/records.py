@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from moss_train.data.paths import describe_unread, find_files, form_of, split_limit
 from moss_train.data.streams import PackedFileProblem, open_stream
@@ -32,6 +32,7 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 # Largest .json file, unpacked; it is held in memory.
 MAX_JSON_BYTES = 2 * 1024**3
 PROBLEMS_SHOWN = 20
+Made = TypeVar("Made")
 _BLOCK = 16 * 1024 * 1024
 _COUNTED_AT_ONCE = 1024 * 1024
 
@@ -144,6 +145,33 @@ def read_records(spec: str | Path, on_error: OnError | None = None) -> Iterator[
                 return
     if count == 0 and on_error is None:
         raise DataError(f"{spec}: no records: the file is empty or holds only blank lines.")
+
+
+def read_all(spec: str, option: str, make: Callable[[int, Record], Made], advice: str) -> list[Made]:
+    """What is made of every record of a file; all bad ones are told together.
+
+    Args:
+        spec: As for `read_records`.
+        option: The setting that names it, for messages.
+        make: (number from 0, record) -> what is made of it; raises RecordError for a bad one.
+        advice: What to do about bad ones.
+
+    Raises:
+        DataError: It cannot be read, has bad records, or holds none.
+    """
+    problems = ProblemList()
+    found: list[Made] = []
+    for record in read_records(spec, problems.add):
+        try:
+            found.append(make(len(found), record))
+        except RecordError as error:
+            problems.add(error)
+    if problems.counts:
+        bad = problems.counts.total()
+        raise DataError(f"{option}={spec}: {bad} bad of {bad + len(found)} lines:\n{problems.describe()}\n{advice}")
+    if not found:
+        raise DataError(f"{option}={spec} holds no lines")
+    return found
 
 
 def read_piece(piece: Piece, on_error: OnError | None = None) -> Iterator[Record]:

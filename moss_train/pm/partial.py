@@ -15,7 +15,6 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,17 +156,7 @@ class Partial:
         """
         with self._explaining():
             merged = self.folder / "merged"
-            merged.unlink(missing_ok=True)
-            made = files.HashedFile(merged)
-            try:
-                for line in self.lines(count):
-                    made.write(line)
-            finally:
-                entry = made.close()
-            # The record first: a file under its own name is complete, and so is what is known of it.
-            lineage.write(self.out, record, {self.out.name: asdict(entry)})
-            files.rename(merged, self.out)
-            files.sync_directory(self.out.parent)
+            lineage.write_lines(self.out, self.lines(count), record, merged)
             files.remove_directory(self.folder)
             self.close()
 

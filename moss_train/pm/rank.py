@@ -16,14 +16,13 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from moss_train import files
 from moss_train.artifacts import lineage, lineage_kinds
 from moss_train.data.comparisons import parse_responses
-from moss_train.data.records import ProblemList, RecordError, read_records
+from moss_train.data.records import Record, read_all
 from moss_train.data.sources import source_of
 from moss_train.errors import DataError, DiskFullError, PreemptedError, UsageError
 from moss_train.pm import checkers, person
@@ -82,21 +81,14 @@ def read_lines(config: RankConfig) -> tuple[list[Line], lineage.Source, list[lin
     Raises:
         DataError: They cannot be read, or a checker lacks what it needs.
     """
-    problems = ProblemList()
-    lines: list[Line] = []
-    for record in read_records(config.responses, problems.add):
-        try:
-            line = make_line(len(lines), record.origin, parse_responses(record.value, record.origin))
-            if config.by == By.checker:
-                checkers.check_line(line, config.checker)
-            lines.append(line)
-        except RecordError as error:
-            problems.add(error)
-    if problems.counts:
-        bad = problems.counts.total()
-        raise DataError(f"responses={config.responses}: {bad} bad of {bad + len(lines)} lines:\n{problems.describe()}\nRepair them first.")
-    if not lines:
-        raise DataError(f"responses={config.responses} holds no lines")
+
+    def make(number: int, record: Record) -> Line:
+        line = make_line(number, record.origin, parse_responses(record.value, record.origin))
+        if config.by == By.checker:
+            checkers.check_line(line, config.checker)
+        return line
+
+    lines = read_all(config.responses, "responses", make, "Repair them first.")
     return lines, *source_of(config.responses, len(lines), "source")
 
 
@@ -168,29 +160,17 @@ def _write(
     parents: list[lineage.Parent],
     settings: dict[str, Any],
 ) -> None:
-    """Writes the comparisons and their record; the record first, so that there are no comparisons without one."""
+    """Writes the comparisons and their record."""
     outcomes = [partial.done[line.index] for line in lines]
     names = Counter(outcome.name for outcome in outcomes)
     counts = dict(sorted(names.items())) | dict(sum((Counter(outcome.counts) for outcome in outcomes), Counter[str]()))
     summary = ", ".join(f"{name} {number:,}" for name, number in counts.items())
     if not names[RANKED]:
         raise DataError(f"none of the {len(lines)} lines of {source.name} could be ranked ({summary}); {out} was not made")
-    made = out.with_name(f"{out.name}.tmp")
-    made.unlink(missing_ok=True)
-    file = files.HashedFile(made)
-    try:
-        for line, outcome in zip(lines, outcomes, strict=True):
-            if outcome.name == RANKED:
-                file.write((json.dumps(to_record(line, outcome), ensure_ascii=False) + "\n").encode(errors="replace"))
-        entry = file.close()
-    except BaseException:
-        file.abandon()
-        made.unlink(missing_ok=True)
-        raise
+    ranked = (to_record(line, outcome) for line, outcome in zip(lines, outcomes, strict=True) if outcome.name == RANKED)
+    content = ((json.dumps(one, ensure_ascii=False) + "\n").encode(errors="replace") for one in ranked)
     details = {"settings": settings, "counts": counts}
-    lineage.write(out, lineage_kinds.dialogues("rank", parents, [source], names[RANKED], details), {out.name: asdict(entry)})
-    files.rename(made, out)
-    files.sync_directory(out.parent)
+    lineage.write_lines(out, content, lineage_kinds.dialogues("rank", parents, [source], names[RANKED], details))
     _log.info(f"{len(lines):,} lines: {summary} -> {out}")
 
 

@@ -23,7 +23,7 @@ from moss_train.data.dialogue import BY_MOSS, Dialogue
 from moss_train.data.formats import parse
 from moss_train.data.formats.fields import kind_of
 from moss_train.data.formats.moss003 import write_moss003
-from moss_train.data.records import ProblemList, RecordError, read_records
+from moss_train.data.records import RecordError, read_all
 from moss_train.data.sources import source_of
 from moss_train.errors import DataError, DiskFullError, UsageError
 from moss_train.pm.levels import Scale, levels_of, make_scale
@@ -62,7 +62,9 @@ def main(config: TagConfig) -> None:
     record_path = out.with_name(out.name + SUFFIX)
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out} exists; name another file in out, or remove it")
-    groups = read_groups(config)
+    groups = read_all(
+        config.scored, "scored", lambda _, record: read_group(record.value, record.origin, config.unfinished), "Score them again."
+    )
     source, parents = source_of(config.scored, len(groups), "source")
     frozen = None if config.frozen is None else read_scale(Path(config.frozen), "frozen")
     previous = None if config.previous is None else read_scale(Path(config.previous), "previous")
@@ -94,7 +96,11 @@ def main(config: TagConfig) -> None:
         more = [parent for path in earlier for parent in lineage.recorded_parent(path, "source")]
         settings = asdict(config) | {"by": str(scale.by)}
         lineage.write(record_path, lineage_kinds.dialogues("tag", [*parents, *more], [source], len(groups), report))
-        _write(out, record_path, groups, tagged, source, parents, {"settings": settings, **report})
+        dialogues = [one for group, levels in zip(groups, tagged, strict=True) for one in tagged_dialogues(group, levels)]
+        lines = ((json.dumps(write_moss003(one), ensure_ascii=False) + "\n").encode(errors="replace") for one in dialogues)
+        taggers = [lineage.parent_of(record_path, "tagger"), *parents]
+        record = lineage_kinds.dialogues("tag", taggers, [source], len(dialogues), {"settings": settings, **report})
+        lineage.write_lines(out, lines, record)
     except OSError as error:
         if files.is_disk_full(error):
             raise DiskFullError(f"no space is left at {out.parent}; free some, and tag again") from error
@@ -103,27 +109,6 @@ def main(config: TagConfig) -> None:
     _log.info(f"{len(groups):,} lines: {told} -> {out}")
     if report["changed"] is not None:
         _log.info(f"{report['changed']['changed']:,} of {report['changed']['compared']:,} have another level than by {config.previous}")
-
-
-def read_groups(config: TagConfig) -> list[Group]:
-    """The scored lines. All bad ones are told together.
-
-    Raises:
-        DataError: They cannot be read, or there are none.
-    """
-    problems = ProblemList()
-    groups: list[Group] = []
-    for record in read_records(config.scored, problems.add):
-        try:
-            groups.append(read_group(record.value, record.origin, config.unfinished))
-        except RecordError as error:
-            problems.add(error)
-    if problems.counts:
-        bad = problems.counts.total()
-        raise DataError(f"scored={config.scored}: {bad} bad of {bad + len(groups)} lines:\n{problems.describe()}\nScore them again.")
-    if not groups:
-        raise DataError(f"scored={config.scored} holds no lines")
-    return groups
 
 
 def read_group(value: Any, origin: str, unfinished: bool = False) -> Group:
@@ -213,32 +198,3 @@ def _preference_models(parents: list[lineage.Parent]) -> list[str]:
         record = lineage.read(Path(parent.path)) if parent.path else None
         found += [one["id"] for one in (record or {}).get("parents", []) if one["role"] == "tagger"]
     return sorted(set(found))
-
-
-def _write(
-    out: Path,
-    record_path: Path,
-    groups: list[Group],
-    tagged: list[list[int | None]],
-    source: lineage.Source,
-    parents: list[lineage.Parent],
-    details: dict[str, Any],
-) -> None:
-    """Writes the dialogues and their record; the record first, so that there are no dialogues without one."""
-    made = out.with_name(f"{out.name}.tmp")
-    made.unlink(missing_ok=True)
-    file, written = files.HashedFile(made), 0
-    try:
-        for group, levels in zip(groups, tagged, strict=True):
-            for dialogue in tagged_dialogues(group, levels):
-                file.write((json.dumps(write_moss003(dialogue), ensure_ascii=False) + "\n").encode(errors="replace"))
-                written += 1
-        entry = file.close()
-    except BaseException:
-        file.abandon()
-        made.unlink(missing_ok=True)
-        raise
-    tagger = lineage.parent_of(record_path, "tagger")
-    lineage.write(out, lineage_kinds.dialogues("tag", [tagger, *parents], [source], written, details), {out.name: asdict(entry)})
-    files.rename(made, out)
-    files.sync_directory(out.parent)
