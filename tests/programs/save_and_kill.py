@@ -263,10 +263,12 @@ class Campaign:
         chance.shuffle(places)
         foreign = save(self.directory, FOREIGN, OTHER_RUN)
         self._foreign = {path.name: path.read_bytes() for path in foreign.iterdir()}
-        number = 0
+        number = planned = 0
         while sum(map(Counter.total, self.landed.values())) < kills:
-            # Two planned ones, one at random.
-            place = None if number % 3 == 2 else places[(number - number // 3) % len(places)]
+            # Two planned ones for each at random, of those that landed: how many end before their time depends on the machine.
+            at_random = sum(counts["random"] for counts in self.landed.values())
+            place = None if 3 * at_random < sum(map(Counter.total, self.landed.values())) else places[planned % len(places)]
+            planned += place is not None
             number += 1
             if number > 20 * kills + 100:
                 self._fault("error", "the processes are not killed")
