@@ -84,6 +84,28 @@ def choose(
         if not bool(best.isfinite().all()):
             raise NonFiniteError(_NOT_FINITE)
         return ids.tolist(), [0.0] * len(scores)
+    candidates: torch.Tensor | None = None
+    if sampling.top_k == 0 and sampling.top_p == 1:
+        # Nothing is left out, so nothing needs to be put in order: sorting a vocabulary takes longer than a small model does.
+        probabilities = torch.softmax(scores.double() / sampling.temperature, dim=-1)
+    else:
+        probabilities, candidates = _likeliest(scores, sampling)
+    total = probabilities.cumsum(-1)
+    if not bool(total[:, -1].isfinite().all()):
+        raise NonFiniteError(_NOT_FINITE)
+    target = torch.tensor(draws, dtype=torch.float64, device=total.device)[:, None] * total[:, -1:]
+    # The first place where the sum is above the target is one of a token that may be written: a sum does not grow at others.
+    place = torch.searchsorted(total, target, right=True)
+    if bool((place == total.shape[-1]).any()):
+        # A draw next to 1, rounded to the whole.
+        last = total.shape[-1] - 1 - (probabilities.flip(-1) > 0).int().argmax(-1, keepdim=True)
+        place = torch.minimum(place, last)
+    chosen = (probabilities.gather(-1, place) / total[:, -1:])[:, 0].log().tolist()
+    return (place if candidates is None else candidates.gather(-1, place))[:, 0].tolist(), chosen
+
+
+def _likeliest(scores: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities [B, K], float64, that do not sum to 1, and ids [B, K] of the tokens that top-k and top-p keep; likeliest first."""
     kept = scores.shape[-1] if sampling.top_k == 0 else min(sampling.top_k, scores.shape[-1])
     # Of equal scores the lower id comes first: `topk` and unstable sorts promise no order.
     values, candidates = scores.topk(kept, dim=-1)
@@ -94,12 +116,4 @@ def choose(
     probabilities = torch.softmax(values.double() / sampling.temperature, dim=-1)
     before = probabilities.cumsum(-1) - probabilities
     # A token stays while those before it do not reach top_p; the first one always does.
-    probabilities = probabilities.masked_fill((before >= sampling.top_p) & (before > 0), 0.0)
-    total = probabilities.cumsum(-1)
-    if not bool(total[:, -1].isfinite().all()):
-        raise NonFiniteError(_NOT_FINITE)
-    target = torch.tensor(draws, dtype=torch.float64, device=total.device)[:, None] * total[:, -1:]
-    last = (probabilities > 0).sum(-1, keepdim=True) - 1
-    place = torch.minimum((total <= target).sum(-1, keepdim=True), last)
-    chosen = probabilities.gather(-1, place) / total[:, -1:]
-    return candidates.gather(-1, place)[:, 0].tolist(), chosen[:, 0].log().tolist()
+    return probabilities.masked_fill((before >= sampling.top_p) & (before > 0), 0.0), candidates
