@@ -27,7 +27,7 @@ from moss_train.data.documents import TABLE, document_hash, id_type
 from moss_train.data.records import PROBLEMS_SHOWN, Piece, RecordError, read_piece
 from moss_train.data.render import render_each
 from moss_train.data.switches import switch_off
-from moss_train.data.tags import drop_tags
+from moss_train.data.tags import drop_tags, weigh_levels
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import MossTrainError
 
@@ -47,6 +47,7 @@ class RenderSettings:
     max_tokens: int = 2048
     switch_off: float = 0.0
     tag_dropout: float = 0.0
+    level_weights: tuple[float, ...] = ()
     seed: int = 0
 
 
@@ -180,6 +181,8 @@ def _render_piece(
             report.levels.update(str(turn.level) for turn in dialogue.turns if turn.level is not None)
             if settings.switch_off:
                 dialogue = switch_off(dialogue, settings.switch_off, settings.seed)
+            if settings.level_weights:
+                dialogue = weigh_levels(dialogue, settings.level_weights, settings.seed)
             yield drop_tags(dialogue, settings.tag_dropout, settings.seed)
 
     rendered = render_each(

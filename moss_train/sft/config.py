@@ -75,6 +75,8 @@ class DialogueDataConfig:
     """Probability with which each enabled tool of a dialogue is switched off and its calls dropped, so that the model obeys switches."""
     tag_dropout: float = 0.0
     """Share of the turns with a level that go without its tag, so that the model also learns what it says when it is told nothing."""
+    level_weights: list[float] = field(default_factory=list)
+    """How much is learned from the replies of each level, that of level 1 first, 0 to 1: the chance that one carries loss."""
     cache: str | None = None
     """Directory that keeps rendered data for the next start; by default MOSS_TRAIN_CACHE, or moss_train in the user's cache directory."""
 
@@ -95,6 +97,10 @@ class DialogueDataConfig:
         for key in ("max_bad_share", "switch_off", "tag_dropout"):
             if not 0 <= getattr(self, key) <= 1:
                 found.append(f"data.{key} is {getattr(self, key)}; expected a number from 0 to 1")
+        if not all(0 <= weight <= 1 for weight in self.level_weights) or (self.level_weights and not any(self.level_weights)):
+            found.append(
+                f"data.level_weights is {list(self.level_weights)}; expected numbers from 0 to 1, that of level 1 first, not all zero"
+            )
         return found
 
 

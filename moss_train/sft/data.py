@@ -109,8 +109,9 @@ def render_settings(config: DialogueDataConfig, seed: int) -> RenderSettings:
         max_tokens=config.seq_len,
         switch_off=config.switch_off,
         tag_dropout=config.tag_dropout,
+        level_weights=tuple(config.level_weights),
         # Without these nothing is random, and runs with other seeds share what is rendered.
-        seed=seed if config.switch_off or config.tag_dropout else 0,
+        seed=seed if config.switch_off or config.tag_dropout or config.level_weights else 0,
     )
 
 
@@ -292,6 +293,7 @@ def open_rows(config: SFTConfig, inputs: Sequence[Input], entries: Sequence[str]
         # Turns by level: what tags the model knows, and the best of them.
         details["levels"] = {level: whole.levels[level] for level in sorted(whole.levels, key=int)}
         details["tag_dropout"] = data.tag_dropout
+        details["level_weights"] = list(data.level_weights)
     if weights:
         details["mixture"] = {pool.name: pool.weight for pool in pools["train"]}
     sources = [found.source(report.records) for found, report in zip(inputs, reports)]
