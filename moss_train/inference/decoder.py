@@ -3,11 +3,14 @@
 What is written is a coroutine: it yields `Write`s (the whole prompt each time, of which the slot's cache keeps the part that is unchanged)
 and is sent what the model wrote. One reply is one `Write`; a turn with tools is several, and all of them keep their slot.
 
-On a CPU, what a row becomes does not depend on the rows beside it, on the batch size or on the number of threads, to the bit: prompts are
-read one at a time, products are made of a number of rows that torch's kernels treat alike (`rows_alike` tries it out), and attention over
-the cache uses a formula whose sums run in the same order whatever follows the row's last key.
+On a CPU, what a row becomes does not depend on the rows beside it, on the batch size or on the number of threads, to the bit: first prompts
+are read one at a time, products are made of a number of rows that torch's kernels treat alike (`rows_alike` tries it out), and attention
+over the cache uses a formula whose sums run in the same order whatever follows the row's last key.
 
-Shape legend: B slots in use, N heads, S keys, H head_dim, V vocabulary.
+A turn with tools is written in pieces, with a few given ids before each: the opening of the next segment. Rows that come to one wait until
+a quarter of all does, and read it together.
+
+Shape legend: B slots in use, N heads, S keys, T new ids, H head_dim, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,6 +30,10 @@ _KEYS_ALIKE = 64
 """Sums over a multiple of so many keys run in the same order (32 were seen to be enough, 16 not); keys beyond a row's own weigh zero."""
 _PROMPT_ALIKE = 16
 """Prompts are filled up to a multiple of so many ids."""
+_READ_TOGETHER = 64
+"""Most ids behind what a slot holds already that are read together with those of other rows."""
+_MOST_TOGETHER = 1024
+"""Ids that one forward reads of several rows, where no bit depends on it."""
 _GROWTH = 256
 """Keys by which the cache grows."""
 _WIDEST = 64
@@ -69,9 +76,10 @@ _Result = TypeVar("_Result")
 Task = Generator[Write, Written, _Result]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Row:
-    """A task in its slot. `cached` are the ids whose keys the slot holds; `fed` is the last id written, not yet among them."""
+    """A task in its slot. `cached` are the ids whose keys the slot holds; `fed` is the last id written, not yet among them; `waits` where
+    the rest of its prompt is to be read first."""
 
     number: int
     task: Task[Any]
@@ -81,6 +89,7 @@ class _Row:
     key: int = 0
     new: list[int] = field(default_factory=list)
     log_probability: float = 0.0
+    waits: bool = False
 
 
 class SlotCache:
@@ -92,9 +101,10 @@ class SlotCache:
     def __init__(self, slots: int):
         self.slots, self.length = slots, 0
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._slots, self._positions, self._seen = slice(0, 0), torch.zeros(0), 0
+        self._slots: slice | torch.Tensor = slice(0, 0)
+        self._positions, self._seen = torch.zeros(0), 0
 
-    def select(self, slots: slice, positions: torch.Tensor, seen: int) -> None:
+    def select(self, slots: slice | torch.Tensor, positions: torch.Tensor, seen: int) -> None:
         """The next forward writes `positions` [B, T] of `slots` and attends to the first `seen` keys; 0: to what it is given alone."""
         self._slots, self._positions, self._seen = slots, positions, seen
         longest = max(seen, int(positions.max()) + 1)
@@ -108,13 +118,14 @@ class SlotCache:
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores keys and values [B, N, T, H] of the selected positions; returns those to attend to."""
         kept = self._room(layer, keys)
-        place = torch.arange(self._slots.start, self._slots.stop, device=keys.device)[:, None]
+        slots = self._slots
+        place = (torch.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots).to(keys.device)[:, None]
         positions = self._positions.to(keys.device)
         for new, old in zip((keys, values), kept):
             old[place, :, positions] = new.transpose(1, 2)
         if self._seen == 0:
             return keys, values
-        return kept[0][self._slots, :, : self._seen], kept[1][self._slots, :, : self._seen]
+        return kept[0][slots, :, : self._seen], kept[1][slots, :, : self._seen]
 
     def _room(self, layer: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The tensors of a layer, long enough."""
@@ -220,7 +231,9 @@ class Decoder:
                     yield from self._advance(self.rows[-1], None)
                 if not self.rows:
                     return
-                for row in self._step():
+                waiting_rows = [row for row in self.rows if row.waits]
+                enough = 4 * len(waiting_rows) >= len(self.rows)
+                for row in self._read_together(waiting_rows) if enough else self._step():
                     yield from self._advance(row, self._take(row))
 
     def one(self, task: Task[_Result], number: int = 0) -> _Result:
@@ -238,6 +251,10 @@ class Decoder:
                 yield row.number, ended.value
                 return
             row.key, row.new, row.log_probability = row_key(self.seed, row.number, row.write.stream), [], 0.0
+            kept = self._kept(row)
+            if kept and len(row.write.prompt) - kept <= _READ_TOGETHER <= self.positions - kept:
+                row.waits, row.cached = True, row.cached[:kept]
+                return
             logits = self._read(row)
             if not self._choose([row], logits):
                 return
@@ -271,18 +288,12 @@ class Decoder:
             if begins:
                 self.cache.move(slot, self.cache.slots - 1, len(prompt))
                 self._shared = list(prompt), logits
-        row.cached = list(prompt)
-        self.held[slot] = False
-        self.held[slot, torch.tensor(prompt, device=self.device)] = True
+        self._hold(row, slot)
         return logits
 
     def _read_new(self, row: _Row, slot: int) -> torch.Tensor:
         """Reads a prompt, but for what the slot holds of it already."""
-        prompt = row.write.prompt
-        kept = 0
-        # The last id is read anew: its logits are wanted.
-        while kept < min(len(row.cached), len(prompt) - 1) and row.cached[kept] == prompt[kept]:
-            kept += 1
+        prompt, kept = row.write.prompt, self._kept(row)
         new = prompt[kept:]
         # Padding behind the prompt is seen by no token of it, and what it leaves in the cache is overwritten.
         padded = max(len(new), min(-(-len(new) // _PROMPT_ALIKE) * _PROMPT_ALIKE, self.positions - kept))
@@ -297,21 +308,70 @@ class Decoder:
         self.prompt_tokens += len(new)
         return logits
 
+    def _kept(self, row: _Row) -> int:
+        """How many ids of a row's prompt its slot holds already."""
+        prompt, kept = row.write.prompt, 0
+        # The last id is read anew: its logits are wanted.
+        while kept < min(len(row.cached), len(prompt) - 1) and row.cached[kept] == prompt[kept]:
+            kept += 1
+        return kept
+
+    def _read_together(self, rows: list[_Row]) -> list[_Row]:
+        """Reads what is new in the prompts of several rows, and writes one id for each; the rows whose write ended with it."""
+        unit = max(_PROMPT_ALIKE, self.multiple)
+        longest = max(len(row.write.prompt) - len(row.cached) for row in rows)
+        width = -(-longest // unit) * unit
+        # `rows_alike` has tried products of up to so many rows.
+        most = max(1, (_WIDEST if self.exact else _MOST_TOGETHER) // width)
+        ended = []
+        for start in range(0, len(rows), most):
+            some = rows[start : start + most]
+            ended += self._choose(some, self._read_width(some, width))
+        return ended
+
+    def _read_width(self, rows: list[_Row], width: int) -> torch.Tensor:
+        """The logits [B, V] after the prompts of rows, of each of which `width` ids or fewer are new."""
+        slots = torch.tensor([self.rows.index(row) for row in rows])
+        kept = torch.tensor([len(row.cached) for row in rows], device=self.device)
+        new = [row.write.prompt[len(row.cached) :] for row in rows]
+        ids = torch.tensor([one + [one[-1]] * (width - len(one)) for one in new], device=self.device)
+        positions = kept[:, None] + torch.arange(width, device=self.device)
+        seen = self._round(int(positions.max()) + 1)
+        self.cache.select(slots, positions, seen)
+        mask = (torch.arange(seen, device=self.device) <= positions[:, :, None])[:, None]
+        # Logits of few places: the openings of segments are of few lengths.
+        ends = sorted({len(one) - 1 for one in new})
+        keep = torch.tensor(ends + ends[-1:] * (-len(ends) % self.multiple), device=self.device)
+        logits = self._forward(ids, positions, mask, self.cached_attention, keep)
+        logits = logits[torch.arange(len(rows)), torch.tensor([ends.index(len(one) - 1) for one in new])]
+        for row in rows:
+            self.prompt_tokens += len(row.write.prompt) - len(row.cached)
+            row.waits = False
+            self._hold(row, self.rows.index(row))
+        return logits
+
+    def _hold(self, row: _Row, slot: int) -> None:
+        """A slot holds the whole prompt of its row now."""
+        row.cached = list(row.write.prompt)
+        self.held[slot] = False
+        self.held[slot, torch.tensor(row.cached, device=self.device)] = True
+
     def _step(self) -> list[_Row]:
-        """One more id for every row; the rows whose write ended with it."""
+        """One more id for every row that does not wait; the rows whose write ended with it."""
         count = len(self.rows)
         width = -(-count // self.multiple) * self.multiple
-        # Slots that only fill up the product belong to no row: what is written to them is read by nobody.
+        # What is written to slots that only fill up the product, and to those of rows that wait, is read by nobody.
         places = [len(row.cached) for row in self.rows] + [0] * (width - count)
         ids = torch.tensor([row.fed for row in self.rows] + [0] * (width - count), device=self.device)[:, None]
         positions = torch.tensor(places, device=self.device)[:, None]
         seen = self._round(max(places) + 1)
         self.cache.select(slice(0, width), positions, seen)
         mask = (torch.arange(seen, device=self.device)[None, :] <= positions)[:, None, None]
-        for row in self.rows:
-            row.cached.append(row.fed)
+        writing = [slot for slot, row in enumerate(self.rows) if not row.waits]
+        for slot in writing:
+            self.rows[slot].cached.append(self.rows[slot].fed)
         logits = self._forward(ids, positions, mask, self.cached_attention, None)[:count, 0]
-        return self._choose(self.rows, logits)
+        return self._choose([self.rows[slot] for slot in writing], logits[writing] if len(writing) < count else logits)
 
     def _round(self, length: int) -> int:
         return -(-length // _KEYS_ALIKE) * _KEYS_ALIKE
