@@ -179,7 +179,7 @@ def _write_configs(directory: Path, model_config: Any, tokenizer: MossTokenizer,
         bos_token_id=tokenizer.endoftext,
         eos_token_id=tokenizer.eom,
         pad_token_id=tokenizer.endoftext,
-        suppress_tokens=tokenizer.tag_ids,
+        suppress_tokens=tokenizer.never_written(model_config.vocab_size),
     )
     generation.save_pretrained(directory)
 

@@ -205,6 +205,14 @@ class MossTokenizer:
             raise DataError(f"level {level} has no tag: this tokenizer has tags for the levels 1 to {len(self.tag_ids)}.")
         return self.tag_ids[level - 1]
 
+    def never_written(self, rows: int) -> list[int]:
+        """Ids that have no place in a reply, ascending: tags and other special tokens but the controls, and rows without a token.
+
+        Args:
+            rows: Of the model.
+        """
+        return sorted((self.special_ids - set(self.control_ids.values())) | set(range(self.size, rows)))
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. No text yields the id of a control or a tag, and nothing is added at either end."""
         try:

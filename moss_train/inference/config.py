@@ -35,6 +35,12 @@ class ToolsConfig:
 
 
 TAGS = ("auto", "best", "none")
+AWAY_FROM = ("none", "worst")
+
+
+def _is_level(text: str) -> bool:
+    """Whether it is a whole number from 1 up."""
+    return text.isascii() and text.isdecimal() and int(text) > 0
 
 
 @dataclass
@@ -67,6 +73,11 @@ class SpeakerConfig:
     tag: str = "auto"
     """How good a reply is asked for, of a model trained on tagged dialogues: `best`, `none`, or a level, 1 being the worst. `auto`: the
     best that the model knows. Earlier replies of a file of dialogues keep the levels they have there."""
+    guidance: float = 1.0
+    """Logits are those under `guidance_from`, plus so many times what `tag` adds to them: 1 is off, more exaggerates the tag, 0 leaves
+    `guidance_from` alone. Two prompts are read for each reply, and twice the keys and values are kept."""
+    guidance_from: str = "none"
+    """What stands in the place of `tag` in the second prompt: `none`, `worst`, or a level. No effect where guidance is 1."""
     dtype: ExportDtype = ExportDtype.auto
     """Number format of the weights; `auto` keeps that of `model`, or takes fp32 on a processor that cannot multiply it."""
     device_map: DeviceMap = DeviceMap.single
@@ -95,10 +106,27 @@ class SpeakerConfig:
             found.append(f"top_p is {self.top_p}; expected a number above 0 and up to 1")
         if self.top_k < 0:
             found.append(f"top_k is {self.top_k}; expected zero (off) or more")
-        if self.tag not in TAGS and not (self.tag.isascii() and self.tag.isdecimal() and int(self.tag) > 0):
+        if self.tag not in TAGS and not _is_level(self.tag):
             found.append(f"tag is {self.tag!r}; expected {', '.join(TAGS)}, or the number of a level, 1 being the worst")
+        found += self._guidance_problems()
         if self.repetition_penalty <= 0:
             found.append(f"repetition_penalty is {self.repetition_penalty}; expected a number above zero (1 is off)")
+        return found
+
+    def _guidance_problems(self) -> list[str]:
+        found = []
+        if not math.isfinite(self.guidance) or self.guidance < 0:
+            found.append(f"guidance is {self.guidance}; expected a finite number, zero or more (1 is off)")
+        if self.guidance_from not in AWAY_FROM and not _is_level(self.guidance_from):
+            told = f"expected {', '.join(AWAY_FROM)}, or the number of a level, 1 being the worst"
+            found.append(f"guidance_from is {self.guidance_from!r}; {told}")
+        elif self.guidance != 1 and self.tag == "none":
+            found.append(f"guidance is {self.guidance}, but tag=none asks for no level to be led to; give a tag, or guidance=1")
+        elif self.guidance != 1 and _is_level(self.tag) and _is_level(self.guidance_from) and int(self.tag) == int(self.guidance_from):
+            found.append(
+                f"guidance is {self.guidance}, but tag={self.tag} and guidance_from={self.guidance_from} are the same level; "
+                "give two, or guidance=1"
+            )
         return found
 
     @property

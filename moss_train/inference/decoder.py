@@ -3,14 +3,17 @@
 What is written is a coroutine: it yields `Write`s (the whole prompt each time, of which the slot's cache keeps the part that is unchanged)
 and is sent what the model wrote. One reply is one `Write`; a turn with tools is several, and all of them keep their slot.
 
-On a CPU, what a row becomes does not depend on the rows beside it, on the batch size or on the number of threads, to the bit: first prompts
-are read one at a time, products are made of a number of rows that torch's kernels treat alike (`rows_alike` tries it out), and attention
-over the cache uses a formula whose sums run in the same order whatever follows the row's last key.
+With guidance a row is two streams, each with a slot of its own: one reads the prompt with what is asked for, the other the prompt that is
+led away from, and both read the ids that are chosen from their logits together (`sampling.guide`). A step is one forward for all of them.
+
+On a CPU, what a row becomes does not depend on the rows beside it, on the batch size or on the number of threads, to the bit: first
+prompts are read one at a time, products are made of a number of rows that torch's kernels treat alike (`rows_alike` tries it out), and
+attention over the cache uses a formula whose sums run in the same order whatever follows the row's last key.
 
 A turn with tools is written in pieces, with a few given ids before each: the opening of the next segment. Rows that come to one wait until
 a quarter of all does, and read it together.
 
-Shape legend: B slots in use, N heads, S keys, T new ids, H head_dim, V vocabulary.
+Shape legend: B streams or rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from moss_train.inference.sampling import Sampling, choose, row_key, uniform
+from moss_train.inference.sampling import Sampling, choose, guide, row_key, uniform
+from moss_train.inference.slots import SlotCache
 from moss_train.model.block import Block
 from moss_train.model.codegen import CodeGenLM, set_attention
 from moss_train.model.linear import linear
@@ -34,8 +38,6 @@ _READ_TOGETHER = 64
 """Most ids behind what a slot holds already that are read together with those of other rows."""
 _MOST_TOGETHER = 1024
 """Ids that one forward reads of several rows, where no bit depends on it."""
-_GROWTH = 256
-"""Keys by which the cache grows."""
 _WIDEST = 64
 FEWEST_SLOTS = 4
 """The smallest number of rows that `rows_alike` tries."""
@@ -50,11 +52,18 @@ class Write:
         prompt: All ids before the new ones.
         max_new_tokens: At most so many, the stop included.
         stream: Tells the draws of this write from others of the row.
+        away_from: With guidance, all ids before the new ones in the other stream.
     """
 
     prompt: list[int]
     max_new_tokens: int
     stream: str = ""
+    away_from: list[int] | None = None
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The prompt of each stream."""
+        return [self.prompt] if self.away_from is None else [self.prompt, self.away_from]
 
 
 @dataclass(frozen=True)
@@ -78,78 +87,18 @@ Task = Generator[Write, Written, _Result]
 
 @dataclass(eq=False)
 class _Row:
-    """A task in its slot. `cached` are the ids whose keys the slot holds; `fed` is the last id written, not yet among them; `waits` where
-    the rest of its prompt is to be read first."""
+    """A task in its slots. `cached` are the ids whose keys each of them holds; `fed` is the last id written, not yet among them; `waits`
+    where the rest of its prompts is to be read first."""
 
     number: int
     task: Task[Any]
-    cached: list[int] = field(default_factory=list)
+    cached: list[list[int]]
     fed: int = 0
     write: Write = field(default_factory=lambda: Write([], 0))
     key: int = 0
     new: list[int] = field(default_factory=list)
     log_probability: float = 0.0
     waits: bool = False
-
-
-class SlotCache:
-    """Keys and values of all slots, [slots, N, S, H] a layer, as the model's blocks extend and read them; each layer where its block is.
-
-    `select` says which slots and positions the next forward is about.
-    """
-
-    def __init__(self, slots: int):
-        self.slots, self.length = slots, 0
-        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._slots: slice | torch.Tensor = slice(0, 0)
-        self._positions, self._seen = torch.zeros(0), 0
-
-    def select(self, slots: slice | torch.Tensor, positions: torch.Tensor, seen: int) -> None:
-        """The next forward writes `positions` [B, T] of `slots` and attends to the first `seen` keys; 0: to what it is given alone."""
-        self._slots, self._positions, self._seen = slots, positions, seen
-        longest = max(seen, int(positions.max()) + 1)
-        if longest > self.length:
-            self.length = -(-longest // _GROWTH) * _GROWTH
-
-    def get_seq_length(self) -> int:
-        """For the model, which is told positions and masks, the cache is never the past."""
-        return 0
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores keys and values [B, N, T, H] of the selected positions; returns those to attend to."""
-        kept = self._room(layer, keys)
-        slots = self._slots
-        place = (torch.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots).to(keys.device)[:, None]
-        positions = self._positions.to(keys.device)
-        for new, old in zip((keys, values), kept):
-            old[place, :, positions] = new.transpose(1, 2)
-        if self._seen == 0:
-            return keys, values
-        return kept[0][slots, :, : self._seen], kept[1][slots, :, : self._seen]
-
-    def _room(self, layer: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tensors of a layer, long enough."""
-        have = self.layers.get(layer)
-        if have is not None and have[0].shape[2] >= self.length:
-            return have
-        # Zeros, not whatever memory holds: a weight of zero times an infinity would be no number.
-        keys, values = (like.new_zeros(self.slots, like.shape[1], self.length, like.shape[3]) for _ in range(2))
-        if have is not None:
-            for new, old in zip((keys, values), have):
-                new[:, :, : old.shape[2]] = old
-        self.layers[layer] = (keys, values)
-        return keys, values
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first keys of a slot to another."""
-        for pair in self.layers.values():
-            for tensor in pair:
-                tensor[target, :, :length] = tensor[source, :, :length]
-
-    @property
-    def bytes(self) -> int:
-        """Memory it takes."""
-        return sum(tensor.nbytes for pair in self.layers.values() for tensor in pair)
 
 
 class Decoder:
@@ -159,16 +108,17 @@ class Decoder:
         model: In evaluation mode, on its device.
         stops: Ids that end a write.
         forbidden: Ids that are never written.
-        sampling: How ids are chosen.
+        sampling: How ids are chosen. With guidance, every write needs its `away_from`.
         seed: With a row's number, the source of its draws.
-        batch_size: Slots.
+        batch_size: Rows.
         attention: Resolved backend for prompts that are read whole.
         share_prompts: Keep the last prompt that a task began with, and begin the next tasks that have the same one from there: for tasks
-            that come in groups with one prompt. It takes the memory of one more slot, and changes no bit.
+            that come in groups with one prompt. It takes the memory of one more row, and changes no bit.
 
     Attributes:
         exact: Whether a row is the same to the bit beside any others.
-        tokens: Written so far. prompt_tokens: Read so far; what was shared is counted once.
+        tokens: Written so far. prompt_tokens: Read so far, by all streams; what was shared is counted once.
+        streams: Slots of a row: two with guidance.
     """
 
     def __init__(
@@ -188,18 +138,19 @@ class Decoder:
         self.forbidden = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=self.device)
         self.forbidden[sorted(set(forbidden) - self.stops)] = True
         self.batch_size = batch_size
+        self.streams = streams_of(sampling.guidance)
         on_cpu = self.device.type == "cpu"
         multiple = rows_alike(model) if on_cpu else 1
         self.exact = multiple is not None and on_cpu
         self.multiple = multiple or 1
         self.cached_attention = "eager" if on_cpu or attention == "eager" else "sdpa"
-        slots = -(-batch_size // self.multiple) * self.multiple
-        # The slot behind those of rows holds the shared prompt.
-        self.cache = SlotCache(slots + share_prompts)
+        slots = -(-batch_size * self.streams // self.multiple) * self.multiple
+        # The slots behind those of rows hold the shared prompt.
+        self.cache = SlotCache(slots + share_prompts * self.streams)
         self.share_prompts = share_prompts
-        self._shared: tuple[list[int], torch.Tensor] | None = None
+        self._shared: tuple[list[list[int]], torch.Tensor] | None = None
         self.positions: int = model.config.n_positions
-        self.held = torch.zeros(slots, model.config.vocab_size, dtype=torch.bool, device=self.device)
+        self.held = torch.zeros(batch_size, model.config.vocab_size, dtype=torch.bool, device=self.device)
         self.rows: list[_Row] = []
         self.tokens = self.prompt_tokens = 0
         self.on_token: Callable[[int, int], None] | None = None
@@ -207,7 +158,7 @@ class Decoder:
         self.keep_cache = False
         """With one slot: let a task begin with what the last one left there, as for the turns of a chat. A prompt then gives the same
         reply to the bit only after the same turns."""
-        self._left: list[int] = []
+        self._left = self._nothing()
 
     def run(self, tasks: Iterable[tuple[int, Task[_Result]]]) -> Iterator[tuple[int, _Result]]:
         """Runs numbered tasks; gives the number and the result of each as it ends.
@@ -217,7 +168,7 @@ class Decoder:
         waiting = iter(tasks)
         if self.rows:
             # A run that was left in its middle: what its slots hold is nobody's.
-            self.rows, self._left = [], []
+            self.rows, self._left = [], self._nothing()
         more = True
         with torch.inference_mode():
             while True:
@@ -227,7 +178,7 @@ class Decoder:
                         more = False
                         break
                     self.rows.append(_Row(number, task, self._left))
-                    self._left = []
+                    self._left = self._nothing()
                     yield from self._advance(self.rows[-1], None)
                 if not self.rows:
                     return
@@ -241,6 +192,10 @@ class Decoder:
         ((_, result),) = self.run([(number, task)])
         return result
 
+    def _nothing(self) -> list[list[int]]:
+        """What the slots of a row hold at first."""
+        return [[] for _ in range(self.streams)]
+
     def _advance(self, row: _Row, written: Written | None) -> Iterator[tuple[int, Any]]:
         """Sends a task what was written, and reads its next prompts until one leaves something to write; gives its result if it ends."""
         while True:
@@ -251,9 +206,8 @@ class Decoder:
                 yield row.number, ended.value
                 return
             row.key, row.new, row.log_probability = row_key(self.seed, row.number, row.write.stream), [], 0.0
-            kept = self._kept(row)
-            if kept and len(row.write.prompt) - kept <= _READ_TOGETHER <= self.positions - kept:
-                row.waits, row.cached = True, row.cached[:kept]
+            if self._can_wait(row):
+                row.waits = True
                 return
             logits = self._read(row)
             if not self._choose([row], logits):
@@ -266,34 +220,100 @@ class Decoder:
         return Written(ids, stop, row.log_probability)
 
     def _free(self, row: _Row) -> None:
-        """Gives a slot to the last row, so that the rows in use are the first."""
-        slot, last = self.rows.index(row), self.rows[-1]
+        """Gives the slots to the last row, so that the rows in use are the first."""
+        place, last = self.rows.index(row), self.rows[-1]
         if last is not row:
-            self.cache.move(len(self.rows) - 1, slot, len(last.cached))
-            self.held[slot] = self.held[len(self.rows) - 1]
-            self.rows[slot] = last
+            self._move((len(self.rows) - 1) * self.streams, place * self.streams, last.cached)
+            self.held[place] = self.held[len(self.rows) - 1]
+            self.rows[place] = last
         self.rows.pop()
         if self.keep_cache and self.batch_size == 1:
             self._left = row.cached
 
     def _read(self, row: _Row) -> torch.Tensor:
         """The logits [1, V] after the last id of a row's prompt, whose keys its slot then holds."""
-        slot, prompt = self.rows.index(row), row.write.prompt
-        begins = self.share_prompts and not row.cached
-        if begins and self._shared is not None and self._shared[0] == prompt:
-            self.cache.move(self.cache.slots - 1, slot, len(prompt))
+        place, prompts = self.rows.index(row), row.write.prompts
+        if len(prompts) != self.streams:
+            raise ValueError(f"a write has {len(prompts)} prompts; with guidance={self.sampling.guidance} it needs {self.streams}")
+        slot, shared = place * self.streams, self.cache.slots - self.streams
+        begins = self.share_prompts and not any(row.cached)
+        if begins and self._shared is not None and self._shared[0] == prompts:
+            self._move(shared, slot, prompts)
             logits = self._shared[1]
         else:
-            logits = self._read_new(row, slot)
+            read = [self._read_new(prompt, held, slot + one) for one, (prompt, held) in enumerate(zip(prompts, row.cached))]
+            logits = self._guided(torch.cat(read)) if len(read) > 1 else read[0]
             if begins:
-                self.cache.move(slot, self.cache.slots - 1, len(prompt))
-                self._shared = list(prompt), logits
-        self._hold(row, slot)
+                self._move(slot, shared, prompts)
+                self._shared = [list(prompt) for prompt in prompts], logits
+        self._hold(row)
         return logits
 
-    def _read_new(self, row: _Row, slot: int) -> torch.Tensor:
-        """Reads a prompt, but for what the slot holds of it already."""
-        prompt, kept = row.write.prompt, self._kept(row)
+    def _hold(self, row: _Row) -> None:
+        """The slots of a row hold the whole of its prompts now."""
+        place = self.rows.index(row)
+        row.cached = [list(prompt) for prompt in row.write.prompts]
+        self.held[place] = False
+        # Prompts differ in their tags alone, which are never written.
+        self.held[place, torch.tensor(row.write.prompt, device=self.device)] = True
+
+    def _can_wait(self, row: _Row) -> bool:
+        """Whether little of a row's prompts is new, so that it is better read with those of other rows; then its slots keep the rest."""
+        prompts = row.write.prompts
+        if len(prompts) != len(row.cached):
+            return False
+        kept = [_in_common(held, prompt) for held, prompt in zip(row.cached, prompts)]
+        if not all(one and len(prompt) - one <= _READ_TOGETHER <= self.positions - one for one, prompt in zip(kept, prompts)):
+            return False
+        row.cached = [held[:one] for held, one in zip(row.cached, kept)]
+        return True
+
+    def _read_together(self, rows: list[_Row]) -> list[_Row]:
+        """Reads what is new in the prompts of several rows, and writes one id for each; the rows whose write ended with it."""
+        unit = max(_PROMPT_ALIKE, self.multiple)
+        longest = max(len(prompt) - len(held) for row in rows for prompt, held in zip(row.write.prompts, row.cached))
+        width = -(-longest // unit) * unit
+        # `rows_alike` has tried products of up to so many rows.
+        most = max(1, (_WIDEST if self.exact else _MOST_TOGETHER) // (width * self.streams))
+        ended = []
+        for start in range(0, len(rows), most):
+            some = rows[start : start + most]
+            logits = self._read_width(some, width)
+            for row in some:
+                row.waits = False
+                self._hold(row)
+            ended += self._choose(some, self._guided(logits))
+        return ended
+
+    def _read_width(self, rows: list[_Row], width: int) -> torch.Tensor:
+        """The logits [B * streams, V] after the prompts of B rows, of each of which `width` ids or fewer are new."""
+        slots = torch.tensor([self.rows.index(row) * self.streams + one for row in rows for one in range(self.streams)])
+        kept = [len(held) for row in rows for held in row.cached]
+        new = [prompt[len(held) :] for row in rows for prompt, held in zip(row.write.prompts, row.cached)]
+        ids = torch.tensor([one + one[-1:] * (width - len(one)) for one in new], device=self.device)
+        positions = torch.tensor(kept, device=self.device)[:, None] + torch.arange(width, device=self.device)
+        seen = self._round(max(kept) + width)
+        self.cache.select(slots, positions, seen)
+        mask = (torch.arange(seen, device=self.device) <= positions[:, :, None])[:, None]
+        # Logits of few places: the openings of segments are of few lengths.
+        ends = sorted({len(one) - 1 for one in new})
+        keep = torch.tensor(ends + ends[-1:] * (-len(ends) % self.multiple), device=self.device)
+        logits = self._forward(ids, positions, mask, self.cached_attention, keep)
+        self.prompt_tokens += sum(map(len, new))
+        return logits[torch.arange(len(new)), torch.tensor([ends.index(len(one) - 1) for one in new])]
+
+    def _move(self, source: int, target: int, held: list[list[int]]) -> None:
+        """Copies what the slots of a row hold, from the slots that begin with `source` to those that begin with `target`."""
+        for one, ids in enumerate(held):
+            self.cache.move(source + one, target + one, len(ids))
+
+    def _guided(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits [B * streams, V] -> [B, V]."""
+        return logits if self.streams == 1 else guide(logits[0::2], logits[1::2], self.sampling.guidance)
+
+    def _read_new(self, prompt: list[int], held: list[int], slot: int) -> torch.Tensor:
+        """Reads a prompt, but for what the slot holds of it already: logits [1, V]."""
+        kept = _in_common(held, prompt)
         new = prompt[kept:]
         # Padding behind the prompt is seen by no token of it, and what it leaves in the cache is overwritten.
         padded = max(len(new), min(-(-len(new) // _PROMPT_ALIKE) * _PROMPT_ALIKE, self.positions - kept))
@@ -304,74 +324,28 @@ class Decoder:
         mask = (torch.arange(seen, device=self.device)[None, :] <= positions[0][:, None])[None, None] if kept else None
         # As many rows as products are made of, all the same: a product of one row is rounded in another way.
         last = torch.full((self.multiple,), len(new) - 1, device=self.device)
-        logits = self._forward(ids, positions, mask, self.attention if not kept else self.cached_attention, last)[:, 0]
+        logits = self._forward(ids, positions, mask, self.attention if not kept else self.cached_attention, last)[:1, 0]
         self.prompt_tokens += len(new)
         return logits
 
-    def _kept(self, row: _Row) -> int:
-        """How many ids of a row's prompt its slot holds already."""
-        prompt, kept = row.write.prompt, 0
-        # The last id is read anew: its logits are wanted.
-        while kept < min(len(row.cached), len(prompt) - 1) and row.cached[kept] == prompt[kept]:
-            kept += 1
-        return kept
-
-    def _read_together(self, rows: list[_Row]) -> list[_Row]:
-        """Reads what is new in the prompts of several rows, and writes one id for each; the rows whose write ended with it."""
-        unit = max(_PROMPT_ALIKE, self.multiple)
-        longest = max(len(row.write.prompt) - len(row.cached) for row in rows)
-        width = -(-longest // unit) * unit
-        # `rows_alike` has tried products of up to so many rows.
-        most = max(1, (_WIDEST if self.exact else _MOST_TOGETHER) // width)
-        ended = []
-        for start in range(0, len(rows), most):
-            some = rows[start : start + most]
-            ended += self._choose(some, self._read_width(some, width))
-        return ended
-
-    def _read_width(self, rows: list[_Row], width: int) -> torch.Tensor:
-        """The logits [B, V] after the prompts of rows, of each of which `width` ids or fewer are new."""
-        slots = torch.tensor([self.rows.index(row) for row in rows])
-        kept = torch.tensor([len(row.cached) for row in rows], device=self.device)
-        new = [row.write.prompt[len(row.cached) :] for row in rows]
-        ids = torch.tensor([one + [one[-1]] * (width - len(one)) for one in new], device=self.device)
-        positions = kept[:, None] + torch.arange(width, device=self.device)
-        seen = self._round(int(positions.max()) + 1)
-        self.cache.select(slots, positions, seen)
-        mask = (torch.arange(seen, device=self.device) <= positions[:, :, None])[:, None]
-        # Logits of few places: the openings of segments are of few lengths.
-        ends = sorted({len(one) - 1 for one in new})
-        keep = torch.tensor(ends + ends[-1:] * (-len(ends) % self.multiple), device=self.device)
-        logits = self._forward(ids, positions, mask, self.cached_attention, keep)
-        logits = logits[torch.arange(len(rows)), torch.tensor([ends.index(len(one) - 1) for one in new])]
-        for row in rows:
-            self.prompt_tokens += len(row.write.prompt) - len(row.cached)
-            row.waits = False
-            self._hold(row, self.rows.index(row))
-        return logits
-
-    def _hold(self, row: _Row, slot: int) -> None:
-        """A slot holds the whole prompt of its row now."""
-        row.cached = list(row.write.prompt)
-        self.held[slot] = False
-        self.held[slot, torch.tensor(row.cached, device=self.device)] = True
-
     def _step(self) -> list[_Row]:
         """One more id for every row that does not wait; the rows whose write ended with it."""
-        count = len(self.rows)
+        streams = [(row.fed, held) for row in self.rows for held in row.cached]
+        count = len(streams)
         width = -(-count // self.multiple) * self.multiple
         # What is written to slots that only fill up the product, and to those of rows that wait, is read by nobody.
-        places = [len(row.cached) for row in self.rows] + [0] * (width - count)
-        ids = torch.tensor([row.fed for row in self.rows] + [0] * (width - count), device=self.device)[:, None]
+        places = [len(held) for _, held in streams] + [0] * (width - count)
+        ids = torch.tensor([fed for fed, _ in streams] + [0] * (width - count), device=self.device)[:, None]
         positions = torch.tensor(places, device=self.device)[:, None]
         seen = self._round(max(places) + 1)
         self.cache.select(slice(0, width), positions, seen)
         mask = (torch.arange(seen, device=self.device)[None, :] <= positions)[:, None, None]
-        writing = [slot for slot, row in enumerate(self.rows) if not row.waits]
-        for slot in writing:
-            self.rows[slot].cached.append(self.rows[slot].fed)
-        logits = self._forward(ids, positions, mask, self.cached_attention, None)[:count, 0]
-        return self._choose([self.rows[slot] for slot in writing], logits[writing] if len(writing) < count else logits)
+        writing = [place for place, row in enumerate(self.rows) if not row.waits]
+        for place in writing:
+            for held in self.rows[place].cached:
+                held.append(self.rows[place].fed)
+        logits = self._guided(self._forward(ids, positions, mask, self.cached_attention, None)[:count, 0])
+        return self._choose([self.rows[place] for place in writing], logits[writing] if len(writing) < len(self.rows) else logits)
 
     def _round(self, length: int) -> int:
         return -(-length // _KEYS_ALIKE) * _KEYS_ALIKE
@@ -389,11 +363,11 @@ class Decoder:
 
     def _choose(self, rows: list[_Row], logits: torch.Tensor) -> list[_Row]:
         """Appends an id to each row; those that end with it."""
-        slots = [self.rows.index(row) for row in rows] if len(rows) < len(self.rows) else list(range(len(rows)))
+        places = [self.rows.index(row) for row in rows] if len(rows) < len(self.rows) else list(range(len(rows)))
         draws = [uniform(row.key, len(row.new)) for row in rows]
-        chosen, log_probabilities = choose(logits[: len(rows)], self.held[slots], self.forbidden, draws, self.sampling)
+        chosen, log_probabilities = choose(logits, self.held[places], self.forbidden, draws, self.sampling)
         ended = []
-        for row, slot, token, log_probability in zip(rows, slots, chosen, log_probabilities):
+        for row, place, token, log_probability in zip(rows, places, chosen, log_probabilities):
             row.new.append(token)
             row.log_probability += log_probability
             row.fed = token
@@ -402,8 +376,21 @@ class Decoder:
                 ended.append(row)
             if token not in self.stops and self.on_token is not None:
                 self.on_token(row.number, token)
-            self.held[slot, token] = True
+            self.held[place, token] = True
         return ended
+
+
+def _in_common(held: list[int], prompt: list[int]) -> int:
+    """How many ids at the beginning of a prompt a slot holds already. The last one is read anew: its logits are wanted."""
+    kept = 0
+    while kept < min(len(held), len(prompt) - 1) and held[kept] == prompt[kept]:
+        kept += 1
+    return kept
+
+
+def streams_of(guidance: float) -> int:
+    """Slots that a row takes."""
+    return 1 if guidance == 1 else 2
 
 
 def rows_alike(model: CodeGenLM) -> int | None:

@@ -47,7 +47,7 @@ def predict(config: Any, dtype: torch.dtype, slots: int, positions: int | None =
     Args:
         config: Of the model.
         dtype: Of the weights.
-        slots: Rows at once.
+        slots: Rows at once, of which guidance takes two for each reply.
         positions: Tokens of a row; by default all that the model covers.
         eager: The scores of a prompt that goes on from cached keys are held whole, in float32: on a CPU.
     """

@@ -1,7 +1,7 @@
 """Choosing the next token of many rows at once, each with random numbers of its own.
 
-The order of the rules is that of transformers' generation: repetition penalty, forbidden ids, temperature, top-k, top-p. A draw is a
-function of the seed, the row's number and the position of the token, so it does not depend on which rows are written together.
+The order of the rules is that of transformers' generation: guidance, repetition penalty, forbidden ids, temperature, top-k, top-p. A draw
+is a function of the seed, the row's number and the position of the token, so it does not depend on which rows are written together.
 
 Shape legend: B rows, V vocabulary, K candidates.
 """
@@ -30,12 +30,14 @@ class Sampling:
         top_k: The likeliest so many tokens are kept. 0 keeps all.
         repetition_penalty: Divides positive logits of tokens that the row holds already, prompt included, and multiplies negative ones
             (Keskar et al. 2019). 1 is off.
+        guidance: How far logits go from those of another prompt to those of the row's own, see `guide`. 1 is off.
     """
 
     temperature: float = 0.7
     top_p: float = 0.8
     top_k: int = 40
     repetition_penalty: float = 1.02
+    guidance: float = 1.0
 
 
 def row_key(seed: int, row: int, stream: str = "") -> int:
@@ -54,6 +56,27 @@ def uniform(key: int, position: int) -> float:
     value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK64
     value ^= value >> 31
     return (value >> 11) / 2**53
+
+
+def guide(logits: torch.Tensor, away_from: torch.Tensor, guidance: float) -> torch.Tensor:
+    """Logits that go from those of one prompt towards those of another, and with a guidance above 1 beyond them.
+
+    away_from + guidance * (logits - away_from), so that p is proportional to p_away^(1 - guidance) * p^guidance: classifier-free guidance
+    (Ho and Salimans 2022, eq. 6) of a language model (Sanchez et al. 2023, eq. 7). It is made of logits, not of log-probabilities. These
+    differ by one number for all tokens of a row, which no later rule sees but the repetition penalty, to which the sign of a logit
+    matters: so guidance 0 is the prompt that is led away from, and 1 the other one, in that rule too.
+
+    Args:
+        logits: [B, V], any floating type, after the prompt with what is asked for.
+        away_from: [B, V], after the other prompt.
+        guidance: Zero or more.
+
+    Returns:
+        float32 [B, V].
+    """
+    away_from = away_from.float()
+    # Each operation rounds once, wherever an element stands: one that multiplies and adds may round differently at the end of a row.
+    return (logits.float() - away_from).mul_(guidance).add_(away_from)
 
 
 def choose(

@@ -20,7 +20,7 @@ from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import CheckpointError, DataError, OutOfMemoryError, UsageError
 from moss_train.inference import memory
 from moss_train.inference.config import DeviceMap, SpeakerConfig
-from moss_train.inference.decoder import FEWEST_SLOTS, Decoder, Task
+from moss_train.inference.decoder import FEWEST_SLOTS, Decoder, Task, streams_of
 from moss_train.inference.plugins import make_toolbox
 from moss_train.inference.sampling import Sampling
 from moss_train.inference.transcript import Transcript
@@ -68,12 +68,55 @@ def asked_level(tag: str, details: Mapping[str, Any], tokenizer: MossTokenizer) 
         if not known:
             raise UsageError(f"tag={tag}: the lineage of the model names no levels it was trained with; give a number, or tag=none")
         return known[-1]
-    level = int(tag)
+    return _level_of_number("tag", tag, known, tokenizer)
+
+
+def guidance_levels(
+    config: SpeakerConfig, level: int | None, details: Mapping[str, Any], tokenizer: MossTokenizer
+) -> tuple[int | None, ...]:
+    """The one level that guidance leads away from, None being no tag; none at all where guidance is off.
+
+    Args:
+        config: Settings.
+        level: What is asked for, as `asked_level` gives it.
+        details: Of the training, as `training_details` gives them.
+        tokenizer: That of the model.
+
+    Raises:
+        UsageError: Nothing is asked for, or both prompts would be the same, or the model does not have this tag.
+    """
+    if config.guidance == 1:
+        return ()
+    given, name = f"guidance={config.guidance}", config.guidance_from
+    known = sorted(int(one) for one in details.get("levels") or ())
+    if level is None:
+        raise UsageError(
+            f"{given}: no tag is asked for, since the lineage of the model names no levels it was trained with; there is nothing to be led "
+            "to. Give tag=NUMBER, or guidance=1"
+        )
+    if name == "none":
+        if details.get("tag_dropout") == 0:
+            _log.warning(f"{given}: the model was trained with data.tag_dropout=0; it may not know prompts without a tag")
+        return (None,)
+    if name == "worst" and not known:
+        raise UsageError("guidance_from=worst: the lineage of the model names no levels it was trained with; give a number, or none")
+    away_from = known[0] if name == "worst" else _level_of_number("guidance_from", name, known, tokenizer)
+    if away_from == level:
+        raise UsageError(
+            f"{given}: tag={config.tag} and guidance_from={name} are both level {level} of this model, so there is nothing to be led away "
+            "from; give two levels, guidance_from=none, or guidance=1"
+        )
+    return (away_from,)
+
+
+def _level_of_number(key: str, text: str, known: list[int], tokenizer: MossTokenizer) -> int:
+    """A level that is given as a number, which the model should know."""
+    level = int(text)
     if level > len(tokenizer.tag_ids):
-        raise UsageError(f"tag={tag}: the tokenizer has tags for the levels 1 to {len(tokenizer.tag_ids)}")
+        raise UsageError(f"{key}={text}: the tokenizer has tags for the levels 1 to {len(tokenizer.tag_ids)}")
     if level not in known:
         levels = f"the levels {', '.join(map(str, known))}" if known else "no levels, as far as its lineage tells"
-        _log.warning(f"tag={tag}: the model was trained with {levels}; this tag says nothing to it")
+        _log.warning(f"{key}={text}: the model was trained with {levels}; this tag says nothing to it")
     return level
 
 
@@ -87,6 +130,7 @@ class Speaker:
 
     Raises:
         CheckpointError: The model cannot be loaded, or its tokenizer does not fit it.
+        UsageError: It does not have the tags that are asked for.
         OutOfMemoryError: It needs more memory than there is.
     """
 
@@ -99,9 +143,14 @@ class Speaker:
         self.device = device_of_rank()
         model_config = read_model_config(directory)
         dtype = DTYPES.get(config.dtype.value) or fitting_dtype(stored_dtype(directory, config.allow_pickle), self.device)
-        on_cpu = self.device.type == "cpu"
-        slots = -(-batch_size // FEWEST_SLOTS) * FEWEST_SLOTS if on_cpu else batch_size
-        slots += share_prompts
+        # What is asked for is refused before a model of many gigabytes is loaded.
+        self.tokenizer = MossTokenizer.load(directory)
+        details = training_details(directory)
+        self.level = asked_level(config.tag, details, self.tokenizer)
+        self.away_from = guidance_levels(config, self.level, details, self.tokenizer)
+        on_cpu, streams = self.device.type == "cpu", streams_of(config.guidance)
+        slots = -(-batch_size * streams // FEWEST_SLOTS) * FEWEST_SLOTS if on_cpu else batch_size * streams
+        slots += share_prompts * streams
         self.memory = memory.predict(model_config, dtype, slots, eager=on_cpu)
         _log.info(self.memory.describe(slots, model_config.n_positions))
         spread = "auto" if config.device_map is DeviceMap.auto else None
@@ -115,17 +164,15 @@ class Speaker:
             _log.warning(f"{free / memory.GIB:.1f} GiB are free: long rows may not fit; a smaller batch_size takes less")
         model = load_model(directory, dtype=dtype, allow_pickle=config.allow_pickle, device_map=spread)
         self.model: CodeGenLM = (model if spread else model.to(self.device)).eval()
-        self.tokenizer = MossTokenizer.load(directory)
         rows = self.model.config.vocab_size
         if self.tokenizer.size > rows:
             raise CheckpointError(
                 f"{directory}: the tokenizer uses {self.tokenizer.size} ids, the model has {rows} rows; they do not match"
             )
         backend, _ = resolve_backend(config.attention.value, self.model.device, dtype, self.model.config.n_embd // self.model.config.n_head)
-        sampling = Sampling(config.temperature, config.top_p, config.top_k, config.repetition_penalty)
+        sampling = Sampling(config.temperature, config.top_p, config.top_k, config.repetition_penalty, config.guidance)
         controls = set(self.tokenizer.control_ids.values()) | {self.tokenizer.endoftext}
-        # Tags, and ids beyond the tokenizer, have no place in a reply.
-        forbidden = self.tokenizer.special_ids | set(range(self.tokenizer.size, rows))
+        forbidden = self.tokenizer.never_written(rows)
         self.decoder = Decoder(self.model, controls, forbidden, sampling, config.seed, batch_size, backend, share_prompts)
         if on_cpu and self.decoder.cache.slots > slots:
             # Which rows a processor's products are made of is known only now.
@@ -137,14 +184,17 @@ class Speaker:
         self.toolbox = make_toolbox(
             search_url=tools.search_url, image_url=tools.image_url, image_directory=Path(tools.image_directory), allow=tools.allow
         )
-        self.level = asked_level(config.tag, training_details(directory), self.tokenizer)
         # A turn should look like those trained on. Without a lineage it is the form published for the plain model: no middle segments.
-        plain = Style.empty if training_details(directory).get("middle_segments") else Style.plain
+        plain = Style.empty if details.get("middle_segments") else Style.plain
         self.style = Style.thoughts if config.writes_thoughts else plain
+
+    def begin(self, meta_instruction: str) -> Transcript:
+        """A transcript without a turn."""
+        return Transcript(self.tokenizer, meta_instruction, self.level, self.away_from)
 
     def transcript(self, dialogue: Dialogue) -> Transcript:
         """A dialogue as far as it goes: of the last turn the human part alone."""
-        transcript = Transcript(self.tokenizer, dialogue.meta_instruction, self.level)
+        transcript = self.begin(dialogue.meta_instruction)
         for turn in dialogue.turns[:-1]:
             transcript.begin(turn)
         transcript.begin(Turn(human=dialogue.turns[-1].human))

@@ -93,7 +93,7 @@ def chat(speaker: Speaker, system: str, console: Console | None = None, show_tho
             importlib.import_module("readline")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-    transcript, numbered, turns = Transcript(speaker.tokenizer, system, speaker.level), 1, 0
+    transcript, numbered, turns = speaker.begin(system), 1, 0
     if interactive:
         _put(console, "Type a message; /help tells what else there is.", "dim")
     while True:
@@ -102,7 +102,7 @@ def chat(speaker: Speaker, system: str, console: Console | None = None, show_tho
             return
         if message in _COMMANDS:
             if message == "/new":
-                transcript, numbered = Transcript(speaker.tokenizer, system, speaker.level), 1
+                transcript, numbered = speaker.begin(system), 1
                 _put(console, "a new dialogue", "dim")
             elif message == "/thoughts":
                 screen.show_thoughts = not screen.show_thoughts
@@ -119,18 +119,18 @@ def chat(speaker: Speaker, system: str, console: Console | None = None, show_tho
         message = message.removeprefix("/") if message.startswith("//") else message
         if not message:
             continue
-        before = [dict(turn) for turn in transcript.turns]
+        before = transcript.copy()
         transcript.begin(Turn(human=f" {message}"))
         try:
             reply = speaker.decoder.one(_shown(speaker.turn(transcript, numbered), transcript, screen), turns)
         except KeyboardInterrupt:
             screen.close()
             _put(console, "(stopped; the message and the reply are left out)", "dim")
-            transcript.turns = before
+            transcript = before
             continue
         except (UsageError, DataError) as error:
             _put(console, f"({error})", "dim")
-            transcript.turns = before
+            transcript = before
             continue
         turns += 1
         screen.close()

@@ -121,11 +121,11 @@ def too_long(tokens: int, positions: int) -> str:
 
 def check_room(transcript: Transcript, style: Style, max_new_tokens: int, positions: int) -> str | None:
     """What is wrong with a transcript whose last question, alone, leaves no room for a reply; or None."""
-    alone = Transcript(transcript.tokenizer, transcript.meta_instruction)
-    alone.turns, alone.levels = [dict(transcript.turns[-1])], transcript.levels[-1:]
+    alone = transcript.copy()
+    del alone.turns[:-1], alone.levels[:-1]
     if style is Style.empty:
         alone.put_none()
-    tokens = len(alone.prompt("thoughts" if style is Style.thoughts else "moss"))
+    tokens = alone.length("thoughts" if style is Style.thoughts else "moss")
     return too_long(tokens, positions) if positions - tokens < min(_LEAST_ROOM, max_new_tokens) else None
 
 
@@ -142,16 +142,17 @@ class _TurnWriter:
         # Long replies must not push out the dialogue: half of what the model covers is enough room for one.
         room = min(self.max_new_tokens, self.positions // 2)
         self.dropped += self.transcript.shorten(segment, self.positions - room)
-        prompt = self.transcript.prompt(segment)
-        room = self.positions - len(prompt)
+        prompts = self.transcript.prompts(segment)
+        longest = max(map(len, prompts))
+        room = self.positions - longest
         if room < min(_LEAST_ROOM, self.max_new_tokens) and not self.tokens:
-            raise UsageError(too_long(len(prompt), self.positions))
+            raise UsageError(too_long(longest, self.positions))
         if room < 1:
             # What the model wrote in this turn has used up its positions.
             self.transcript.put(segment, [])
             return False
         stream = f"{len(self.transcript.turns) + self.dropped}:{KIND_BY_NAME[segment].key}"
-        written = yield Write(prompt, min(room, self.max_new_tokens), stream)
+        written = yield Write(prompts[0], min(room, self.max_new_tokens), stream, *prompts[1:])
         self.transcript.put(segment, written.ids)
         self.tokens += len(written.ids) + (written.stop is not None)
         self.log_probability += written.log_probability
@@ -162,7 +163,7 @@ class _TurnWriter:
         """Shortens results that would leave too little room for the reply."""
         limit = self.positions - min(self.max_new_tokens, self.positions // 4)
         self.dropped += self.transcript.shorten("moss", limit)
-        excess = len(self.transcript.prompt("moss")) - limit
+        excess = self.transcript.length("moss") - limit
         if excess > 0:
             results = self.transcript.turns[-1]["results"]
             text = self.transcript.tokenizer.decode(results[: max(0, len(results) - excess - 2)]).rstrip("\ufffd")

@@ -155,6 +155,8 @@ def _settings(config: SampleConfig, model: lineage.Parent, source: lineage.Sourc
         "thoughts": config.writes_thoughts,
         # Which level `auto` and `best` are follows from the model.
         "tag": config.tag,
+        "guidance": config.guidance,
+        "guidance_from": None if config.guidance == 1 else config.guidance_from,
         "tools": asdict(config.tools) if config.writes_thoughts else None,
         "dtype": config.dtype.value,
         "attention": config.attention.value,

@@ -95,6 +95,27 @@ def test_neither_ranks_nor_batches_change_a_byte(model: Path, prompts: Path, alo
     assert out.read_bytes() == alone.read_bytes()
 
 
+def test_guided_responses_follow_from_their_settings_alone(model: Path, prompts: Path, tmp_path: Path) -> None:
+    """The same bytes from any ranks and batches; what they were guided by is recorded."""
+
+    def sampled(name: str, ranks: int, batch_size: int, *more: str) -> bytes:
+        few = Path(f"{prompts}#5")
+        succeeded(forked(ranks, "scripts/sample.py", *arguments(model, few, tmp_path / name, batch_size, *PLAIN, *more)))
+        return (tmp_path / name).read_bytes()
+
+    guided = ("tag=2", "guidance=1.5", "guidance_from=1")
+    alone = sampled("alone.jsonl", 1, 1, *guided)
+    assert sampled("together.jsonl", 2, 8, *guided) == alone
+    asked = sampled("asked.jsonl", 1, 8, "tag=2")
+    assert sampled("off.jsonl", 1, 1, "tag=2", "guidance=1", "guidance_from=1") == asked != alone
+    recorded = [lineage.load(tmp_path / name) for name in ("alone.jsonl", "off.jsonl", "asked.jsonl")]
+    found = [[record.lineage.details[key] for key in ("tag", "guidance", "guidance_from")] for record in recorded if record is not None]
+    assert found == [["2", 1.5, "1"], ["2", 1.0, None], ["2", 1.0, None]]
+    refused = forked(1, "scripts/sample.py", *arguments(model, prompts, tmp_path / "refused.jsonl", 1, *PLAIN, "guidance=1.5"))
+    assert refused.returncode == 2
+    assert "guidance=1.5: no tag is asked for" in refused.stderr
+
+
 def test_a_launcher_and_tools(model: Path, prompts: Path, tmp_path: Path) -> None:
     few = f"{prompts}#5"
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
@@ -147,7 +168,12 @@ def test_other_settings_are_refused(model: Path, prompts: Path, tmp_path: Path) 
     ranks.kill()
     ranks.wait()
     assert not out.exists()
-    for count, changed, told in ((1, "seed=7", "seed was 0, is 7"), (2, "top_p=0.9", "top_p was 1.0, is 0.9")):
+    others = (
+        (1, "seed=7", "seed was 0, is 7"),
+        (2, "top_p=0.9", "top_p was 1.0, is 0.9"),
+        (1, "guidance=2", "guidance was 1.0, is 2.0"),
+    )
+    for count, changed, told in others:
         refused = forked(count, "scripts/sample.py", *arguments(model, prompts, out, 1, *PLAIN, changed))
         assert refused.returncode == 2
         assert told in refused.stderr

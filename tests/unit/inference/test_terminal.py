@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,9 @@ from rich.console import Console
 
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.inference import terminal
+from moss_train.inference.config import SpeakerConfig
+from moss_train.inference.speaker import Speaker
+from tests.tagged_models import export_tagged, tagged_model
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +59,31 @@ def test_a_message_may_hold_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert terminal._read(Console(file=io.StringIO()), interactive=False) == "ab\ufffdc"
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert terminal._read(Console(file=io.StringIO()), interactive=False) is None
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_chat_goes_on_after_a_reply_that_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guidance: float) -> None:
+    """As if the message had not been said."""
+    directory = export_tagged(tmp_path / "export", *tagged_model())
+    config = SpeakerConfig(str(directory), temperature=0.0, max_new_tokens=8, guidance=guidance)
+
+    def said(messages: str, stopped: int | None = None) -> list[str]:
+        """The lines of a chat in which the id of this number, if any, is the last before Ctrl-C."""
+        out, shown = io.StringIO(), []
+        real = terminal._Screen.token
+
+        def token(screen: Any, row: int, one: int) -> None:
+            shown.append(one)
+            real(screen, row, one)
+            if len(shown) == stopped:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(terminal._Screen, "token", token)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(messages))
+        terminal.chat(Speaker(config, 1), "", Console(file=out, width=200))
+        monkeypatch.setattr(terminal._Screen, "token", real)
+        return out.getvalue().splitlines()
+
+    stopped = said("first\nsecond\nthird\n", stopped=2)
+    place = stopped.index("(stopped; the message and the reply are left out)")
+    assert stopped[place + 1 :] == said("second\nthird\n")
