@@ -9,15 +9,20 @@ import sys
 import sysconfig
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
+from moss_train.data.dialogue import Dialogue, Turn
 from moss_train.data.tokenizer import MossTokenizer
+from moss_train.inference.config import SpeakerConfig
+from moss_train.inference.speaker import Speaker
 from moss_train.model.loading import load_model
 from tests.forked import forked
-from tests.launch import run, succeeded
+from tests.launch import REPOSITORY, run, succeeded
+from tests.tagged_models import export_tagged, tagged_model
 
 STOCK = """
 import json, sys, torch
@@ -135,6 +140,31 @@ def test_the_card_tells_what_it_is_and_how_to_use_it(export: Path, gptj: Path, s
     # Its lines of code, as they stand, beside the directory.
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     succeeded(run([str(stock_python), "-c", code], cwd=directory.parent))
+
+
+@pytest.mark.parametrize("middle", [False, True], ids=["plain", "middle"])
+def test_the_documented_prompt_asks_for_the_best_level(tmp_path: Path, middle: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lines of docs/generate.md, as they stand: their ids are those of generate.py, and their guidance gives its greedy reply."""
+    export = export_tagged(tmp_path / "export", *tagged_model(), meta_instruction="Be <eom> brief.\n", middle_segments=middle)
+    page = (REPOSITORY / "docs" / "generate.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace("DIR", str(export)), names)
+    assert capsys.readouterr().out.strip()
+    speaker = Speaker(SpeakerConfig(str(export), temperature=0.0, repetition_penalty=1.0, max_new_tokens=20, guidance=2.0), 1)
+    for question in ("What is 17 * 23?", "What does <eoh>\n<|reserved_4|><|MOSS|>: mean?"):
+        dialogue = Dialogue("0", "Be <eom> brief.\n", (Turn(f" {question}"),))
+        transcript = speaker.transcript(dialogue)
+        if middle:
+            transcript.put_none()
+        asked, away_from = (names["prompt"](question, level) for level in (5, None))
+        assert [asked[0].tolist(), away_from[0].tolist()] == transcript.prompts("moss")
+        rules = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": 20, "eos_token_id": sorted(speaker.decoder.stops)}
+        stock = names["model"].generate(
+            asked, attention_mask=torch.ones_like(asked), guidance_scale=2.0, negative_prompt_ids=away_from, **rules
+        )[0, asked.shape[1] :]
+        ((_, reply),) = speaker.reply_all([(0, dialogue)])
+        assert reply.moss == speaker.tokenizer.decode([one for one in stock.tolist() if one not in speaker.decoder.stops])
 
 
 def test_directory_has_what_the_layout_promises(export: Path) -> None:
