@@ -217,7 +217,7 @@ def quote_texts(arguments: list[str], schema: type, sweep: bool = False) -> list
     """
     hints = dict(_typed_keys(schema))
     named = {name for name, hint in hints.items() if get_origin(hint) is dict and is_dataclass(get_args(hint)[1])}
-    numbered = _numbered(schema)
+    numbered, lettered = _dictionaries(schema, float), _dictionaries(schema, str)
     texts = {name for name, hint in hints.items() if hint in (str, str | None, Any)}
     quoted = []
     for argument in arguments:
@@ -232,6 +232,9 @@ def quote_texts(arguments: list[str], schema: type, sweep: bool = False) -> list
         elif equals and {key.lstrip("+"), key.lstrip("+").rpartition(".")[0]} & numbered:
             # Hydra takes a name that is new to a dictionary only with this sign.
             key = f"++{key.lstrip('+')}"
+        elif equals and {key.lstrip("+"), key.lstrip("+").rpartition(".")[0]} & lettered:
+            key = f"++{key.lstrip('+')}"
+            value = value if sweep and "," in value else _quote_items(value)
         elif equals and key.lstrip("+") in texts and not (sweep and "," in value):
             if hints[key.lstrip("+")] is not Any:
                 value = _quote(value)
@@ -430,9 +433,9 @@ def _unknown(key: str, keys: list[str]) -> str:
     return f"{key}: there is no such key" + (f"; did you mean {close[0]}?" if close else "; --cfg job shows all keys")
 
 
-def _numbered(schema: type) -> set[str]:
-    """Keys that take a dictionary of numbers."""
-    return {name for name, hint in _typed_keys(schema) if get_origin(hint) is dict and get_args(hint)[1] is float}
+def _dictionaries(schema: type, of: type) -> set[str]:
+    """Keys that take a dictionary of numbers, or of texts."""
+    return {name for name, hint in _typed_keys(schema) if get_origin(hint) is dict and get_args(hint)[1] is of}
 
 
 def replace_whole(raw: Any, schema: type, overrides: list[str]) -> None:
@@ -447,7 +450,7 @@ def replace_whole(raw: Any, schema: type, overrides: list[str]) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    weighted = _numbered(schema) | {name for name, hint in _typed_keys(schema) if hint is Any}
+    weighted = _dictionaries(schema, float) | _dictionaries(schema, str) | {name for name, hint in _typed_keys(schema) if hint is Any}
     replaced = set()
     for override in OverridesParser.create().parse_overrides(overrides):
         key, value = override.key_or_group, override.value()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from moss_train.config import ExportDtype, OnBad
+from moss_train.config import ExportDtype, OnBad, Plugin
+from moss_train.inference.config import SpeakerConfig, ToolsConfig
+from moss_train.pm.sample_config import SampleConfig
 
 
 class Task(StrEnum):
@@ -16,6 +20,8 @@ class Task(StrEnum):
     """Facts told in one language, asked in the other, of a model."""
     pm = "pm"
     """Rewards of a preference model, on comparisons."""
+    control = "control"
+    """Whether the tags of a model trained on levels steer it, beside other ways to better answers."""
     make_probes = "make_probes"
     """Writes the facts: texts to train on, and what to ask. No model takes part."""
 
@@ -39,6 +45,25 @@ class Normalize(StrEnum):
     none = "none"
 
 
+SFT = "sft"
+"""Of the models in `against`, the name of the one that all conditions are held against, besides the model without a tag."""
+_AGAINST = re.compile(r"[A-Za-z0-9][\w.+-]{0,29}", re.ASCII)
+"""Names of models in `against`. Those of other conditions hold a blank, or are `none`."""
+
+
+@dataclass
+class BestOfConfig:
+    """Best of N, for `suite=control`: of N responses the one to which a preference model gives the largest reward. `model` and `pm` are
+    given, or neither, and then there is no such condition."""
+
+    model: str | None = None
+    """Model that answers, such as the one that preference-aware training began with."""
+    pm: str | None = None
+    """Preference model that chooses, such as the one that gave the levels; not the one that judges."""
+    samples: int = 4
+    """N. Each prompt gets `samples` (of the suite) responses, each the best of N of its own."""
+
+
 @dataclass
 class EvaluateConfig:
     """What `scripts/evaluate.py` takes. `task`, or `suite`, decides which of the keys have a meaning."""
@@ -53,15 +78,17 @@ class EvaluateConfig:
     """Take a model, or probes, although they are not what their lineage.json says."""
 
     model: str | None = None
-    """Model directory: an export, or a Hugging Face CodeGen or published MOSS directory; for `suite=pm` a preference model."""
+    """Model directory: an export, or a Hugging Face CodeGen or published MOSS directory; for `suite=pm` a preference model, for
+    `suite=control` one trained on levels."""
     data: Any = None
-    """For `suite=pm`: comparisons in any layout, a path or a list of paths; `PATH#N` takes the first N records."""
+    """For `suite=pm`: comparisons in any layout, a path or a list of paths; `PATH#N` takes the first N records. For `suite=control`,
+    optional: held-out dialogues, whose replies the models should find likely."""
     train: Any = None
     """For `suite=pm`: comparisons that the bag of words, a baseline, learns from; without them it is cross-validated on `data`."""
     batch_tokens: int = 16_384
-    """For `suite=pm`: tokens at once, of several responses with their contexts."""
+    """For `suite=pm` and `suite=control`: tokens at once, of several responses with their contexts."""
     on_bad: OnBad = OnBad.fail
-    """For `suite=pm`: tell all bad records and end, or leave them out."""
+    """For `suite=pm`, and for `data` of `suite=control`: tell all bad records and end, or leave them out."""
     max_bad_share: float = 0.01
     """With `skip`, the share of bad records above which it ends nevertheless."""
     probes: str | None = None
@@ -71,14 +98,44 @@ class EvaluateConfig:
     ask: Ask = Ask.cloze
     normalize: Normalize = Normalize.prior
     batch_size: int = 64
-    """Sentences at once."""
+    """Sentences at once; for `suite=control` replies at once."""
     dtype: ExportDtype = ExportDtype.auto
-    """Number format of the weights; `auto` is fp32 on a CPU, else that of `model`; for `suite=pm` it is as in scoring."""
+    """Number format of the weights; `auto` is fp32 on a CPU, else that of `model`; for `suite=pm` it is as in scoring, for `suite=control`
+    as in sampling and scoring."""
     allow_pickle: bool = False
     """Accept pickled `.bin` weights; they are read through torch's restricted loader."""
 
+    pm: str | None = None
+    """For `suite=control`: the preference model that judges; another than the one that gave the levels. So are all keys down to
+    `guidance`."""
+    prompts: str | None = None
+    """Questions, as for `scripts/sample.py`; those with a `checker` are checked too. Exactly one of `prompts` and `dialogue` is given."""
+    dialogue: str | None = None
+    """Dialogues whose last replies are written anew."""
+    samples: int = SampleConfig.samples
+    """Responses to each prompt, in each condition."""
+    temperature: float = SampleConfig.temperature
+    top_p: float = SampleConfig.top_p
+    top_k: int = SampleConfig.top_k
+    repetition_penalty: float = SampleConfig.repetition_penalty
+    max_new_tokens: int = SampleConfig.max_new_tokens
+    """Of each segment."""
+    system: str | None = None
+    """Meta instruction of the questions; by default, for all models, the one that `model` was trained with most."""
+    thoughts: bool | None = None
+    """Let the models write inner thoughts and commands before their replies; by default where `plugins` has any."""
+    plugins: list[Plugin] = field(default_factory=list)
+    """Switches that are on in the meta instruction."""
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
+    against: dict[str, str] = field(default_factory=dict)
+    """Other models by name, such as {sft: DIR, best_only: DIR}; they answer without a tag. All conditions are held against the one named
+    `sft` too."""
+    best_of: BestOfConfig = field(default_factory=BestOfConfig)
+    guidance: list[float] = field(default_factory=list)
+    """Strengths of guidance; each is a condition, in which the best level is asked for."""
+
     seed: int = 0
-    """Names, answers and the order of sentences follow from it."""
+    """Names, answers and the order of sentences follow from it; for `suite=control` what is sampled."""
     facts: int = 200
     """Of each group: told in Chinese only, told in English only, told nowhere."""
     wordings: int = 5
@@ -102,9 +159,14 @@ class EvaluateConfig:
             found.append(f"task={self.task} and suite={self.suite} are two names of one key; leave one of them out")
         if task == Task.pm:
             found += [f"{key} must be given: {key}={what}" for key, what in _PM_NEEDS.items() if not getattr(self, key)]
+        if task == Task.control:
+            found += self._problems_of_control()
+        elif task is not None:
+            given = [key for key in _CONTROL_ONLY if getattr(self, key)]
+            found += [f"{key} has no effect on task={task}; leave it out" for key in given]
         for key in ("data", "train"):
             value = getattr(self, key)
-            if value is not None and task not in (Task.pm, None):
+            if value is not None and task not in ((Task.pm, Task.control, None) if key == "data" else (Task.pm, None)):
                 found.append(f"{key} has no effect on task={task}; leave it out")
             elif not (value is None or isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))):
                 found.append(f"{key} is {value!r}; expected a path or a list of paths")
@@ -130,7 +192,44 @@ class EvaluateConfig:
                 found.append(f"{key} is {value}; expected {least} {'or more' if most is None else f'to {most}'}")
         if not 0 <= self.max_bad_share <= 1:
             found.append(f"max_bad_share is {self.max_bad_share}; expected a share, from 0 to 1")
+        return list(dict.fromkeys(found))
+
+    def _problems_of_control(self) -> list[str]:
+        """Of the suite `control`."""
+        found = [f"{key} must be given: {key}=DIR" for key in ("model", "pm") if not getattr(self, key)]
+        if self.probes is not None:
+            found.append("probes has no effect on task=control; leave it out")
+        found += self.sampling(self.model or "", "none").problems()
+        for name, directory in self.against.items():
+            if not _AGAINST.fullmatch(name) or name == "none":
+                found.append(
+                    f"against has the name {name!r}; expected up to 30 letters, digits, points, dashes and underscores, not `none`"
+                )
+            if not directory:
+                found.append(f"against.{name} is empty; expected a model directory")
+        if bool(self.best_of.model) != bool(self.best_of.pm):
+            lacking = "pm" if self.best_of.model else "model"
+            found.append(f"best_of.{lacking} must be given with the other one: best_of={{model: DIR, pm: DIR, samples: N}}")
+        if self.best_of.samples < 2:
+            found.append(f"best_of.samples is {self.best_of.samples}; expected 2 or more")
+        elif self.best_of.model and self.temperature == 0:
+            found.append("temperature=0 makes all responses equal, so that best_of has nothing to choose from; leave it out")
+        if self.guidance and "guidance" not in {one.name for one in fields(SpeakerConfig)}:
+            found.append("guidance: generation has no such setting in this version; leave it out")
+        else:
+            found += [problem for one in self.guidance for problem in self.sampling(self.model or "", "best", one).problems()]
+        if not all(math.isfinite(one) for one in self.guidance) or len(set(self.guidance)) < len(self.guidance):
+            found.append(f"guidance is {self.guidance}; expected finite numbers, each once")
         return found
+
+    def sampling(self, model: str, tag: str, guidance: float = 1.0) -> SampleConfig:
+        """What a model is asked, and how it answers, as `scripts/sample.py` would take it.
+
+        Args:
+            model: Its directory. tag, guidance: As there; 1 is no guidance.
+        """
+        shared = {name: getattr(self, name) for name in _SAMPLING} | ({} if guidance == 1 else {"guidance": guidance})
+        return SampleConfig(model=model, out="-", tag=tag, **shared)
 
     @property
     def chosen(self) -> Task | None:
@@ -139,6 +238,27 @@ class EvaluateConfig:
 
 
 _PM_NEEDS = {"model": "DIR", "data": "FILE"}
+_CONTROL_ONLY = ("pm", "prompts", "dialogue", "against", "guidance")
+_SAMPLING = (
+    "prompts",
+    "dialogue",
+    "samples",
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "max_new_tokens",
+    "system",
+    "thoughts",
+    "plugins",
+    "tools",
+    "batch_size",
+    "seed",
+    "dtype",
+    "unverified",
+    "allow_pickle",
+)
+"""Keys of sampling that `suite=control` takes."""
 
 
 def paths_of(value: Any) -> list[str]:

@@ -35,3 +35,7 @@ def main(config: EvaluateConfig) -> None:
             from moss_train.evaluate.preference_suite import evaluate_preferences
 
             evaluate_preferences(config)
+        case Task.control:
+            from moss_train.evaluate.control import evaluate_control
+
+            evaluate_control(config)

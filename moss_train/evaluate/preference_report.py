@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from moss_train.data.comparisons import Comparison
+from moss_train.evaluate.correlation import correlation, ranks
 from moss_train.evaluate.intervals import clustered_share
 from moss_train.evaluate.preference_baselines import compare_baselines
 from moss_train.evaluate.preference_calibration import calibrate, search_temperature
-from moss_train.evaluate.preference_pairs import Floats, Judged, Pairs, context_key, list_pairs, right
+from moss_train.evaluate.preference_pairs import Judged, Pairs, context_key, list_pairs, right
 
 ABOUT_EQUAL = 0.1
 """Lengths that differ by no more than this share of the longer one are about equal."""
@@ -141,42 +142,11 @@ def _reward_length(judged: Sequence[Judged]) -> dict[str, float | None]:
     _, groups = np.unique(np.array(names, dtype=object), return_inverse=True) if names else (None, np.zeros(0, dtype=np.int64))
     everything = np.zeros_like(groups)
     return {
-        "pearson": _correlation(rewards, lengths, everything),
-        "spearman": _correlation(_ranks(rewards, everything), _ranks(lengths, everything), everything),
-        "pearson_within": _correlation(rewards, lengths, groups),
-        "spearman_within": _correlation(_ranks(rewards, groups), _ranks(lengths, groups), groups),
+        "pearson": correlation(rewards, lengths, everything),
+        "spearman": correlation(ranks(rewards, everything), ranks(lengths, everything), everything),
+        "pearson_within": correlation(rewards, lengths, groups),
+        "spearman_within": correlation(ranks(rewards, groups), ranks(lengths, groups), groups),
     }
-
-
-def _ranks(values: Floats, groups: npt.NDArray[np.int64]) -> Floats:
-    """Ranks within each group, from 0; equal values have the mean of theirs."""
-    order = np.lexsort((values, groups))
-    ordered, owner = values[order], groups[order]
-    places = np.arange(len(values), dtype=float)
-    new = np.flatnonzero(np.r_[True, (np.diff(ordered) != 0) | (np.diff(owner) != 0)][: len(values)])
-    sizes = np.diff(np.r_[new, len(values)])
-    ranks = np.empty(len(values))
-    ranks[order] = np.repeat(places[new] + (sizes - 1) / 2, sizes)
-    first = np.r_[0, np.cumsum(np.bincount(groups))] if len(groups) else np.zeros(1)
-    return ranks - first[groups]
-
-
-def _correlation(first: Floats, second: Floats, groups: npt.NDArray[np.int64]) -> float | None:
-    """Pearson's, of what is left when the mean of the group is taken off; None where nothing is left of either."""
-    if not len(first):
-        return None
-    left, right_ = (_demean(values, groups) for values in (first, second))
-    sizes = float(np.linalg.norm(left)), float(np.linalg.norm(right_))
-    return float(np.clip((left / sizes[0]) @ (right_ / sizes[1]), -1, 1)) if all(sizes) else None
-
-
-def _demean(values: Floats, groups: npt.NDArray[np.int64]) -> Floats:
-    """Exactly zero in a group of equal values."""
-    order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-    # From the least one, not from zero: a constant is left without rounding.
-    shifted = values - np.minimum.reduceat(values[order], starts)[groups]
-    return shifted - (np.bincount(groups, weights=shifted) / np.bincount(groups))[groups]
 
 
 def _calibration(pairs: Pairs, temperature: float, seed: int) -> dict[str, Any]:
