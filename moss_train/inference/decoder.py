@@ -270,19 +270,23 @@ class Decoder:
 
     def _read_together(self, rows: list[_Row]) -> list[_Row]:
         """Reads what is new in the prompts of several rows, and writes one id for each; the rows whose write ended with it."""
-        unit = max(_PROMPT_ALIKE, self.multiple)
-        longest = max(len(prompt) - len(held) for row in rows for prompt, held in zip(row.write.prompts, row.cached))
-        width = -(-longest // unit) * unit
-        # `rows_alike` has tried products of up to so many rows.
-        most = max(1, (_WIDEST if self.exact else _MOST_TOGETHER) // (width * self.streams))
+        # Rows with about as much to read go together, so that little is padding. Where bits must not depend on the others, products are of
+        # numbers of rows that `rows_alike` has tried.
+        unit, most = (max(_PROMPT_ALIKE, self.multiple), _WIDEST) if self.exact else (8, _MOST_TOGETHER)
+        by_width: dict[int, list[_Row]] = {}
+        for row in rows:
+            longest = max(len(prompt) - len(held) for prompt, held in zip(row.write.prompts, row.cached))
+            by_width.setdefault(-(-longest // unit) * unit, []).append(row)
         ended = []
-        for start in range(0, len(rows), most):
-            some = rows[start : start + most]
-            logits = self._read_width(some, width)
-            for row in some:
-                row.waits = False
-                self._hold(row)
-            ended += self._choose(some, self._guided(logits))
+        for width, alike in by_width.items():
+            count = max(1, most // (width * self.streams))
+            for start in range(0, len(alike), count):
+                some = alike[start : start + count]
+                logits = self._read_width(some, width)
+                for row in some:
+                    row.waits = False
+                    self._hold(row)
+                ended += self._choose(some, self._guided(logits))
         return ended
 
     def _read_width(self, rows: list[_Row], width: int) -> torch.Tensor:
