@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from moss_train.config import ExportDtype, OnBad, Plugin
-from moss_train.inference.config import SpeakerConfig, ToolsConfig
+from moss_train.inference.config import ToolsConfig
 from moss_train.pm.sample_config import SampleConfig
 
 
@@ -107,7 +106,7 @@ class EvaluateConfig:
 
     pm: str | None = None
     """For `suite=control`: the preference model that judges; another than the one that gave the levels. So are all keys down to
-    `guidance`."""
+    `guidance_from`."""
     prompts: str | None = None
     """Questions, as for `scripts/sample.py`; those with a `checker` are checked too. Exactly one of `prompts` and `dialogue` is given."""
     dialogue: str | None = None
@@ -133,6 +132,8 @@ class EvaluateConfig:
     best_of: BestOfConfig = field(default_factory=BestOfConfig)
     guidance: list[float] = field(default_factory=list)
     """Strengths of guidance; each is a condition, in which the best level is asked for."""
+    guidance_from: str = SampleConfig.guidance_from
+    """What they lead away from: `none`, `worst`, or a level."""
 
     seed: int = 0
     """Names, answers and the order of sentences follow from it; for `suite=control` what is sampled."""
@@ -214,12 +215,9 @@ class EvaluateConfig:
             found.append(f"best_of.samples is {self.best_of.samples}; expected 2 or more")
         elif self.best_of.model and self.temperature == 0:
             found.append("temperature=0 makes all responses equal, so that best_of has nothing to choose from; leave it out")
-        if self.guidance and "guidance" not in {one.name for one in fields(SpeakerConfig)}:
-            found.append("guidance: generation has no such setting in this version; leave it out")
-        else:
-            found += [problem for one in self.guidance for problem in self.sampling(self.model or "", "best", one).problems()]
-        if not all(math.isfinite(one) for one in self.guidance) or len(set(self.guidance)) < len(self.guidance):
-            found.append(f"guidance is {self.guidance}; expected finite numbers, each once")
+        found += [problem for one in self.guidance for problem in self.sampling(self.model or "", "best", one).problems()]
+        if 1 in self.guidance or len(set(self.guidance)) < len(self.guidance):
+            found.append(f"guidance is {self.guidance}; expected each strength once, and not 1, which is none")
         return found
 
     def sampling(self, model: str, tag: str, guidance: float = 1.0) -> SampleConfig:
@@ -228,8 +226,8 @@ class EvaluateConfig:
         Args:
             model: Its directory. tag, guidance: As there; 1 is no guidance.
         """
-        shared = {name: getattr(self, name) for name in _SAMPLING} | ({} if guidance == 1 else {"guidance": guidance})
-        return SampleConfig(model=model, out="-", tag=tag, **shared)
+        shared = {name: getattr(self, name) for name in _SAMPLING}
+        return SampleConfig(model=model, out="-", tag=tag, guidance=guidance, **shared)
 
     @property
     def chosen(self) -> Task | None:
@@ -253,6 +251,7 @@ _SAMPLING = (
     "plugins",
     "tools",
     "batch_size",
+    "guidance_from",
     "seed",
     "dtype",
     "unverified",

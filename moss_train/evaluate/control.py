@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,54 +21,28 @@ import torch.distributed as dist
 
 from moss_train.artifacts import lineage, lineage_kinds
 from moss_train.artifacts.lineage_graph import name_of
-from moss_train.data.comparisons import parse_responses
-from moss_train.data.dialogue import Dialogue
-from moss_train.data.formats import parse
-from moss_train.data.formats.calls import scan_commands
-from moss_train.data.records import PROBLEMS_SHOWN, ProblemList, RecordError, read_records
+from moss_train.data.comparisons import response_to_json
 from moss_train.data.sources import source_of
-from moss_train.errors import CheckpointError, DataError, MossTrainError, UsageError
-from moss_train.evaluate.config import EvaluateConfig, paths_of
-from moss_train.evaluate.control_conditions import Condition, Judge, answer, list_conditions, pick_best, segments_of
+from moss_train.errors import MossTrainError
+from moss_train.evaluate.config import EvaluateConfig
+from moss_train.evaluate.control_conditions import Condition, answer
+from moss_train.evaluate.control_judging import Judge, make_answers, pick_best, turn_of
 from moss_train.evaluate.control_likelihood import held_out
-from moss_train.evaluate.control_measures import Response, refuses
 from moss_train.evaluate.control_report import Measured, describe, measure, report
-from moss_train.evaluate.control_taggers import forms_of, refuse_tagger, taggers_of
+from moss_train.evaluate.control_task import Task, read_task
 from moss_train.evaluate.heat_map import heat_map
 from moss_train.evaluate.output import json_lines, write_artefact
 from moss_train.inference import together
 from moss_train.inference.generate import system_text
-from moss_train.inference.speaker import Speaker, training_details
+from moss_train.inference.speaker import Speaker
 from moss_train.inference.turns import Reply
-from moss_train.model.loading import read_model_config
-from moss_train.model.shapes import LM, head_of
-from moss_train.pm.checkers import check_line, is_correct
-from moss_train.pm.ranking import make_line
-from moss_train.pm.sample import Prompt, read_prompts, to_line
-from moss_train.pm.score import Scored
+from moss_train.pm.sample import Prompt
 
 _log = logging.getLogger("moss_train")
 
 Done = TypeVar("Done")
 _UNKNOWN = "unknown"
 """Category of a prompt that names none."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be done, as all ranks know it before any time is spent.
-
-    Attributes:
-        levels: Of the model, ascending. conditions: All of them. taggers: Ids of the preference models that gave the levels.
-        prompts: Asked in every condition. dialogues: Held-out ones. data_parts: Their paths, and how many each has.
-    """
-
-    levels: list[int]
-    conditions: list[Condition]
-    taggers: list[str]
-    prompts: list[Prompt]
-    dialogues: list[Dialogue]
-    data_parts: list[tuple[str, int]]
 
 
 @dataclass
@@ -113,18 +87,6 @@ def _on_all(do: Callable[[], Done], ranks: int) -> Done:
         error = caught
     together.raise_together(error, ranks)
     return done[0]
-
-
-def read_task(config: EvaluateConfig) -> Task:
-    """Reads what is asked, and refuses what cannot work, before any time is spent."""
-    model = Path(config.model or "")
-    levels = levels_of_model(model)
-    check_kinds(config)
-    taggers = check_judge(config)
-    # All models are asked the same: what `system` is by default follows from the one that is evaluated.
-    prompts = read_prompts(config.sampling(str(model), "none"))
-    check_checkers(prompts)
-    return Task(levels, list_conditions(config, levels), taggers, prompts, *read_dialogues(config))
 
 
 def _answer_part(config: EvaluateConfig, task: Task, rank: int, ranks: int) -> Said:
@@ -202,169 +164,6 @@ def _finish(config: EvaluateConfig, task: Task, said: Said) -> None:
     print(text, end="")
 
 
-# ---------------------------------------------------------------------- what is refused before any time is spent
-
-
-def levels_of_model(model: Path) -> list[int]:
-    """The levels that a model was trained with, ascending.
-
-    Raises:
-        UsageError: Its lineage names none.
-        CheckpointError: There is no such directory.
-    """
-    read_model_config(model)
-    levels = sorted(int(level) for level in training_details(model).get("levels") or ())
-    if not levels:
-        raise UsageError(
-            f"model={model}: its lineage names no levels that it was trained with, so there is no tag to ask for. Expected an export of "
-            "scripts/preference.py"
-        )
-    return levels
-
-
-def check_judge(config: EvaluateConfig) -> list[str]:
-    """Refuses a judge that gave the levels, or that chooses the best of N; returns the ids of the preference models that gave them.
-
-    Raises:
-        UsageError: It is one of them.
-    """
-    taggers = taggers_of(Path(config.model or ""))
-    judge = Path(config.pm or "")
-    if not taggers:
-        _log.warning(
-            f"the lineage of {config.model} does not lead to a preference model that gave its levels; see that pm={judge} is another one"
-        )
-    refuse_tagger(judge, taggers, "pm", "gave the levels")
-    if config.best_of.pm:
-        refuse_tagger(judge, sorted(forms_of(Path(config.best_of.pm))), "pm", f"chooses in best_of, pm={config.best_of.pm}")
-    return taggers
-
-
-def check_kinds(config: EvaluateConfig) -> None:
-    """Refuses a language model where a preference model is expected, and the other way round.
-
-    Raises:
-        CheckpointError: One is of the wrong kind, or missing.
-    """
-    language = {"model": config.model, "best_of.model": config.best_of.model}
-    language |= {f"against.{name}": directory for name, directory in config.against.items()}
-    for key, directory in language.items():
-        if directory and head_of(read_model_config(directory)) != LM:
-            raise CheckpointError(f"{key}={directory} is a preference model; expected a language model, which answers")
-    for key, directory in {"pm": config.pm, "best_of.pm": config.best_of.pm}.items():
-        if directory and head_of(read_model_config(directory)) == LM:
-            raise CheckpointError(f"{key}={directory} is a language model: it has no reward head; expected an export of scripts/pm.py")
-
-
-def check_checkers(prompts: Sequence[Prompt]) -> None:
-    """Refuses prompts whose checker is none, or lacks what it needs.
-
-    Raises:
-        DataError: With all of them.
-    """
-    problems = []
-    for number, prompt in enumerate(prompts):
-        if "checker" in prompt.extra:
-            origin = prompt.context.origin
-            try:
-                check_line(make_line(number, origin, parse_responses({**to_line(prompt, []), "responses": [{}]}, origin)), None)
-            except RecordError as error:
-                problems.append(str(error))
-    if problems:
-        more = [f"... and {len(problems) - PROBLEMS_SHOWN} more"] if len(problems) > PROBLEMS_SHOWN else []
-        raise DataError("\n".join([*problems[:PROBLEMS_SHOWN], *more]))
-
-
-def read_dialogues(config: EvaluateConfig) -> tuple[list[Dialogue], list[tuple[str, int]]]:
-    """The held-out dialogues of `data`, and how many each path has.
-
-    Raises:
-        DataError: They cannot be read, some are bad, or a path has none.
-    """
-    default_meta = training_details(Path(config.model or "")).get("meta_instruction")
-    problems = ProblemList(config.on_bad.value, config.max_bad_share, "on_bad")
-    found: list[Dialogue] = []
-    parts = []
-    for spec in paths_of(config.data):
-        before = len(found)
-        for record in read_records(spec, problems.add):
-            try:
-                found.append(parse(record.value, record.origin, default_meta=default_meta))
-            except RecordError as error:
-                problems.add(error)
-        parts.append((spec, len(found) - before))
-    problems.finish(len(found))
-    if empty := [spec for spec, count in parts if not count]:
-        raise DataError(f"data: {', '.join(empty)} holds no dialogues")
-    return found, parts
-
-
-# ---------------------------------------------------------------------- what is known of a response
-
-
-def make_answers(
-    prompts: Sequence[Prompt],
-    conditions: Sequence[Condition],
-    replies: dict[str, list[list[Reply]]],
-    scored: Sequence[Sequence[Scored]],
-    judge: Judge,
-) -> dict[str, list[list[Response]]]:
-    """Replies with all that is measured of each.
-
-    Args:
-        prompts: P of them. conditions: In order. replies: Of each condition, by prompt.
-        scored: By prompt, of all conditions in their order.
-        judge: For its tokenizer.
-    """
-    found: dict[str, list[list[Response]]] = {}
-    starts = [0] * len(prompts)
-    for condition in conditions:
-        own = replies[condition.name]
-        encoded = iter(judge.tokenizer.encode_batch([one.moss for some in own for one in some]))
-        found[condition.name] = []
-        for number, (prompt, some) in enumerate(zip(prompts, own, strict=True)):
-            results = scored[number][starts[number] : starts[number] + len(some)]
-            starts[number] += len(some)
-            verdicts = check(prompt, some)
-            responses = [_response(one, result, tuple(next(encoded)), right) for one, result, right in zip(some, results, verdicts)]
-            found[condition.name].append(responses)
-    return found
-
-
-def check(prompt: Prompt, replies: list[Reply]) -> list[bool | None]:
-    """Whether replies are correct, as the prompt's checker says; None where it has none."""
-    if "checker" not in prompt.extra:
-        return [None] * len(replies)
-    line = make_line(0, prompt.context.origin, parse_responses(to_line(prompt, replies), prompt.context.origin))
-    checker = check_line(line, None)
-    return [is_correct(line, number, checker) for number in range(len(replies))]
-
-
-def _response(reply: Reply, scored: Scored, ids: tuple[int, ...], correct: bool | None) -> Response:
-    calls, formed = calls_of(reply)
-    return Response(
-        reward=scored.reward,
-        empty=not reply.moss.strip(),
-        ids=ids,
-        tokens=reply.tokens,
-        finished=reply.finished,
-        refuses=refuses(reply.moss),
-        correct=correct,
-        calls=calls,
-        calls_formed=formed,
-    )
-
-
-def calls_of(reply: Reply) -> tuple[bool, bool]:
-    """Whether a reply has commands, and whether these could be read as calls; where tools are, of tools that are switched on."""
-    if reply.tool_run is not None:
-        return True, bool(reply.tool_run.calls)
-    # Without a toolbox commands stay as they were written; with one, they are None here.
-    said = (reply.commands or "").strip().rstrip(".。")
-    calls = said not in ("", "None")
-    return calls, calls and scan_commands(said) is not None
-
-
 # ---------------------------------------------------------------------- what is written
 
 
@@ -383,7 +182,7 @@ def _lines(task: Task, replies: dict[str, list[list[Reply]]], measured: Measured
                         "prompt": prompt.context.turns[-1].human.strip(),
                         "condition": condition.name,
                         "sample": sample,
-                        **segments_of(reply),
+                        **response_to_json(turn_of(task.prompts[number], reply)),
                         "finish": "stop" if reply.finished else "length",
                         "tokens": reply.tokens,
                         "length": len(response.ids),
@@ -406,6 +205,7 @@ def _settings(config: EvaluateConfig) -> dict[str, Any]:
         "thoughts": sampling.writes_thoughts,
         "tools": asdict(config.tools) if sampling.writes_thoughts else None,
         "guidance": list(config.guidance),
+        "guidance_from": config.guidance_from if config.guidance else None,
         "best_of": config.best_of.samples if config.best_of.model else None,
         "dtype": config.dtype.value,
         "device": "cuda" if torch.cuda.is_available() else "cpu",

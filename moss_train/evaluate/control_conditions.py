@@ -9,29 +9,23 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from moss_train.data.comparisons import RESPONSE_SEGMENTS
-from moss_train.data.dialogue import Dialogue, Turn
 from moss_train.errors import OutOfMemoryError
 from moss_train.evaluate.config import EvaluateConfig
 from moss_train.inference.speaker import Speaker
 from moss_train.inference.turns import Reply
 from moss_train.pm.sample import Prompt, sample
-from moss_train.pm.score import Scored, load_scorer, score_responses
 
 _log = logging.getLogger("moss_train")
 
 NONE = "none"
 """The condition of the model without a tag."""
-_PROMPTS_AT_ONCE = 256
-"""Prompts whose responses are rendered together."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,7 @@ def answer(
                 if also is not None:
                     also(speaker, condition)
             del speaker
-            _release()
+            release()
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"{str(error).splitlines()[0]} A smaller batch_size or number format takes less.") from error
     return found
@@ -131,86 +125,8 @@ def _answer_one(
     return replies
 
 
-def turn_of(prompt: Prompt, reply: Reply) -> Turn:
-    """The last turn of a prompt with what was answered."""
-    return Turn(prompt.context.turns[-1].human, reply.thoughts, reply.commands, reply.results, reply.moss)
-
-
-class Judge:
-    """Rewards of replies by a preference model. Equal responses to one prompt are read once, so that their rewards are equal to the bit.
-
-    Args:
-        directory: A preference model. config: Settings.
-
-    Raises:
-        CheckpointError: It cannot be loaded, or is a language model.
-
-    Attributes:
-        tokenizer: Its tokenizer.
-    """
-
-    def __init__(self, directory: Path, config: EvaluateConfig):
-        self._batch_tokens = config.batch_tokens
-        self._model, self.tokenizer = load_scorer(
-            directory, config.dtype.value, unverified=config.unverified, allow_pickle=config.allow_pickle
-        )
-
-    def score(self, prompts: Sequence[Prompt], replies: Sequence[Sequence[Reply]]) -> list[list[Scored]]:
-        """What came of each reply, by prompt.
-
-        Args:
-            prompts: P of them. replies: To each. Of a context that is too long the oldest turns go, for all replies to it alike.
-
-        Raises:
-            NonFiniteError: A reward is not a finite number.
-        """
-        found: list[list[Scored]] = []
-        try:
-            for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
-                part = slice(start, start + _PROMPTS_AT_ONCE)
-                found += self._score(prompts[part], replies[part])
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(f"{str(error).splitlines()[0]} A smaller batch_tokens or number format takes less.") from error
-        return found
-
-    def _score(self, prompts: Sequence[Prompt], replies: Sequence[Sequence[Reply]]) -> Iterator[list[Scored]]:
-        distinct = [list(dict.fromkeys(turn_of(prompt, one) for one in some)) for prompt, some in zip(prompts, replies, strict=True)]
-        groups = [[_with_turn(prompt.context, turn) for turn in turns] for prompt, turns in zip(prompts, distinct, strict=True)]
-        scored = score_responses(self._model, self.tokenizer, groups, batch_tokens=self._batch_tokens)
-        for prompt, some, turns, results in zip(prompts, replies, distinct, scored, strict=True):
-            known = dict(zip(turns, results, strict=True))
-            yield [known[turn_of(prompt, one)] for one in some]
-
-
-def _with_turn(context: Dialogue, turn: Turn) -> Dialogue:
-    """As `scripts/score.py` reads a response: earlier replies have no level there."""
-    return replace(context, turns=(*(replace(one, level=None) for one in context.turns[:-1]), turn))
-
-
-def pick_best(
-    config: EvaluateConfig, condition: Condition, prompts: Sequence[Prompt], replies: Sequence[Sequence[Reply]]
-) -> list[list[Reply]]:
-    """Of every N responses the one with the largest reward by `best_of.pm`, of equal ones the first; one without a reward comes last."""
-    judge = Judge(Path(config.best_of.pm or ""), config)
-    started = time.perf_counter()
-    scored = judge.score(prompts, replies)
-    del judge
-    _release()
-    _log.info(f"{condition.name}: chosen in {time.perf_counter() - started:.1f} s")
-    found = []
-    for some, rewards in zip(replies, scored, strict=True):
-        values = [float("-inf") if one.reward is None else one.reward for one in rewards]
-        starts = range(0, len(some), condition.best_of)
-        found.append([some[max(range(start, start + condition.best_of), key=values.__getitem__)] for start in starts])
-    return found
-
-
-def _release() -> None:
+def release() -> None:
+    """Lets go of the memory of a model that is no longer named."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def segments_of(reply: Reply) -> dict[str, Any]:
-    """The contents of a reply, by segment, of those that it has."""
-    return {name: text for name in RESPONSE_SEGMENTS if (text := getattr(reply, name)) is not None}

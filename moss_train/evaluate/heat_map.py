@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-_DARK = 0.6
-"""Of the largest share; cells above it have light figures."""
+_DARK = 60
+"""Percent; cells above it have light figures."""
 
 
 def heat_map(matrix: Mapping[str, Any], title: str, out: Path | IO[bytes]) -> None:
@@ -27,12 +27,12 @@ def heat_map(matrix: Mapping[str, Any], title: str, out: Path | IO[bytes]) -> No
     shares = np.array([[np.nan if one is None else 100 * one for one in row] for row in matrix["shares"]])
     rows, columns = shares.shape
     figure, axes = plt.subplots(figsize=(2.8 + 0.8 * columns, 1.9 + 0.55 * rows), layout="constrained")
-    most = max(1.0, float(np.nanmax(shares, initial=0.0)))
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=most, aspect="auto")
+    # One scale for all models: where the tag says nothing, the picture is pale.
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for row in range(rows):
         for column in range(columns):
             share = shares[row, column]
-            shown, color = ("-", "black") if np.isnan(share) else (f"{share:.0f}", "white" if share > _DARK * most else "black")
+            shown, color = ("-", "black") if np.isnan(share) else (f"{share:.0f}", "white" if share > _DARK else "black")
             axes.text(column, row, shown, ha="center", va="center", color=color)
     axes.set_xticks(range(columns), [str(one) for one in matrix["columns"]])
     axes.set_yticks(range(rows), [str(one) for one in matrix["rows"]])
