@@ -49,7 +49,8 @@ class Parent:
     """An artefact this one was made from."""
 
     role: str
-    """`init` (its weights were trained on), `source` (the same content, rewritten), `tokenizer`, `data`, `tagger`, `model` (evaluated)."""
+    """`init` (its weights were trained on), `source` (the same content, rewritten), `tokenizer`, `data`, `tagger`, `model` (evaluated),
+    `judge`, `against`, `chooser` (of an evaluation: who judged, what it was held against, who chose the best of N)."""
     id: str
     name: str
     """Last part of its path when it was used, for people."""

@@ -198,12 +198,21 @@ def steering(requested: dict[int, Answers], value: Callable[[Response], float | 
     # Prompts that are left are numbered anew: one without responses is not resampled.
     _, prompts = np.unique(np.array([one[2] for one in found], dtype=np.int64), return_inverse=True)
     return {
-        "value": spearman(asked, came),
-        "interval": _listed(spearman_interval(asked, came, prompts, seed)),
-        "within": spearman_within(asked, came, prompts),
-        "within_interval": _listed(spearman_within_interval(asked, came, prompts, seed)),
+        "value": _rounded(spearman(asked, came)),
+        "interval": _rounded_all(spearman_interval(asked, came, prompts, seed)),
+        "within": _rounded(spearman_within(asked, came, prompts)),
+        "within_interval": _rounded_all(spearman_within_interval(asked, came, prompts, seed)),
         "responses": len(found),
     }
+
+
+def _rounded(value: float | None) -> float | None:
+    """Without what rounding leaves of a correlation of zero: an interval that ends there holds it."""
+    return None if value is None else round(value, 12) + 0.0
+
+
+def _rounded_all(values: tuple[float, float] | None) -> list[float] | None:
+    return None if values is None else [round(value, 12) + 0.0 for value in values]
 
 
 # ---------------------------------------------------------------------- one condition

@@ -77,13 +77,14 @@ def report(measured: Measured, seed: int = 0) -> dict[str, Any]:
 
 
 def _contrasts(measured: Measured, seed: int) -> list[dict[str, Any]]:
-    """Best over none, best over worst, none over worst."""
+    """Best over none, best over worst, none over worst; with one level the first alone."""
     worst, best = name_of_level(measured.levels[0]), name_of_level(measured.levels[-1])
-    pairs = {"best over none": (best, NONE), "best over worst": (best, worst), "none over worst": (NONE, worst)}
+    pairs = {"best over none": (best, NONE)}
+    if worst != best:
+        pairs |= {"best over worst": (best, worst), "none over worst": (NONE, worst)}
     return [
         {"name": name, "first": first, "second": second, **_wins(measured.answers[first], measured.answers[second], seed)}
         for name, (first, second) in pairs.items()
-        if first != second
     ]
 
 

@@ -51,7 +51,10 @@ def refuse_tagger(judge: Path, taggers: list[str], key: str, why: str) -> None:
 def forms_of(preference_model: Path) -> set[str]:
     """The ids of a preference model, and of the checkpoint and exports that it was written from."""
     graph = family(preference_model, descendants=False)
-    return {lineage.parent_of(preference_model, "judge").id, *_forms(graph, graph.root.id)}
+    if graph.root.record is None:
+        # Made elsewhere: known by its files alone.
+        return {lineage.foreign_id(preference_model)}
+    return _forms(graph, graph.root.id)
 
 
 def _forms(graph: Graph, identity: str) -> set[str]:
