@@ -114,6 +114,7 @@ def _node_json(graph: Graph, node: Node) -> dict[str, Any]:
         "tokens_of_all_trainings": graph.total_tokens(node.id),
         "flops_of_all_trainings": graph.total_flops(node.id),
         "metrics": lineage.metrics,
+        "details": lineage.details,
         "licences": lineage.licences,
         "descends_from_root": node.id in graph.made_from_it,
         "problem": node.problem,

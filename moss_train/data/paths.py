@@ -21,6 +21,8 @@ KINDS = {
     "txt": "text", "vue": "vue", "yaml": "yaml", "yml": "yaml",
 }  # fmt: skip
 """Extension of a file of text or code -> what it is called in the counts."""
+TAGGING_SUFFIX = ".tagging.json"
+"""After the name of a file of dialogues with levels, the name of the record of what these are; see `pm.tag`."""
 FORMS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
 # Tables have a compression of their own within.
 _NEVER_PACKED = (".parquet", ".arrow")
@@ -28,8 +30,8 @@ _NEVER_PACKED = (".parquet", ".arrow")
 
 def form_of(path: Path) -> str | None:
     """One of `FORMS`, whether packed or not; None: files with this name are not read."""
-    if path.name == FILE_NAME or path.name.endswith(SUFFIX):
-        # What tells where a file comes from is not data, although it lies among them.
+    if path.name == FILE_NAME or path.name.endswith((SUFFIX, TAGGING_SUFFIX)):
+        # What tells where a file comes from, or what its levels are, is not data, although it lies among them.
         return None
     suffix = path.suffix.lower()
     if suffix in COMPRESSIONS:

@@ -28,6 +28,11 @@ def drop_tags(dialogue: Dialogue, probability: float, seed: int) -> Dialogue:
     return replace(dialogue, turns=tuple(turns))
 
 
+def without_tags(dialogue: Dialogue) -> Dialogue:
+    """The dialogue with no level at any turn: what was said, not what was asked for."""
+    return replace(dialogue, turns=tuple(replace(turn, level=None) for turn in dialogue.turns))
+
+
 def weigh_levels(dialogue: Dialogue, weights: Sequence[float], seed: int) -> Dialogue:
     """The dialogue with some replies without loss: one of level n keeps it with a probability of `weights[n - 1]`, 1 where there is none.
     The same ones for the same dialogue and seed, wherever it is read."""

@@ -2,7 +2,7 @@
 
 A reward depends on a reply and what was said before it alone: documents in a row do not see each other. Its last bits may depend on what
 else is in the row, since kernels choose the order of sums by the number of rows; so the same documents in the same order, with the same
-`batch_tokens`, give the same bits.
+`batch_tokens`, give the same bits. Levels that a dialogue has already are not read: a reward would follow what it is to judge.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from moss_train.data.comparison_render import cut_context
 from moss_train.data.comparison_rows import pack_documents
 from moss_train.data.dialogue import Dialogue, Turn
 from moss_train.data.render import Rendered, render_all
+from moss_train.data.tags import without_tags
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.errors import CheckpointError, NonFiniteError, UsageError
 from moss_train.inference.speaker import device_of_rank, fitting_dtype
@@ -119,7 +120,7 @@ def score_responses(
     """
     limit = _limit(model, seq_len)
     answered = [dialogue for group in groups for dialogue in group if has_reply(dialogue.turns[-1])]
-    rendered = iter(render_all(answered, tokenizer)[0])
+    rendered = iter(_render(answered, tokenizer))
     plans = []
     for group in groups:
         plans.append(_plan_group([next(rendered) if has_reply(dialogue.turns[-1]) else None for dialogue in group], limit))
@@ -140,7 +141,7 @@ def score_turns(
         dialogues: The last turn of each may lack a reply.
     """
     limit = _limit(model, seq_len)
-    plans = [_plan_turns(dialogue, one, limit) for dialogue, one in zip(dialogues, render_all(dialogues, tokenizer)[0], strict=True)]
+    plans = [_plan_turns(dialogue, one, limit) for dialogue, one in zip(dialogues, _render(dialogues, tokenizer), strict=True)]
     documents = [document for mine, _ in plans for document in mine]
     rewards = iter(score_documents(model, documents, batch_tokens, tokenizer.endoftext))
     found = []
@@ -148,6 +149,10 @@ def score_turns(
         own = iter([reward for _ in mine for reward in next(rewards)])
         found.append([scored if scored.problem else scored._replace(reward=next(own)) for scored in turns])
     return found
+
+
+def _render(dialogues: Sequence[Dialogue], tokenizer: MossTokenizer) -> list[Rendered]:
+    return render_all(map(without_tags, dialogues), tokenizer)[0]
 
 
 def has_reply(turn: Turn) -> bool:

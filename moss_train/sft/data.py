@@ -290,8 +290,11 @@ def open_rows(config: SFTConfig, inputs: Sequence[Input], entries: Sequence[str]
         "middle_segments": 2 * whole.middle_turns > whole.turns,
     }
     if whole.levels:
-        # Turns by level: what tags the model knows, and the best of them.
-        details["levels"] = {level: whole.levels[level] for level in sorted(whole.levels, key=int)}
+        # Turns by level: what tags the model knows, and the best of them. Of a tag that is never there, or after which nothing is learned,
+        # it knows nothing.
+        learned = {level: whole.levels[level] for level in sorted(whole.levels, key=int) if _is_learned(int(level), data)}
+        if learned:
+            details["levels"] = learned
         details["tag_dropout"] = data.tag_dropout
         details["level_weights"] = list(data.level_weights)
     if weights:
@@ -304,6 +307,12 @@ def open_rows(config: SFTConfig, inputs: Sequence[Input], entries: Sequence[str]
         for one in StoredDocuments(Path(entry), found.files).rejects()
     ]
     return Rows(train, valid, config, tokenizer, sources, details, rejects)
+
+
+def _is_learned(level: int, data: DialogueDataConfig) -> bool:
+    """Whether some replies of a level carry loss behind its tag."""
+    weight = data.level_weights[level - 1] if level <= len(data.level_weights) else 1.0
+    return data.tag_dropout < 1 and weight > 0
 
 
 def parents_of_rows(config: SFTConfig, tokenizer_directory: Path, entries: Sequence[str]) -> list[lineage.Parent]:

@@ -81,11 +81,16 @@ def require_levels(rows: Rows) -> None:
     """Refuses rows without a level.
 
     Raises:
-        DataError: No reply has one.
+        DataError: No reply has one, or the settings leave out all of them.
     """
     from moss_train.errors import DataError
 
     if not rows.details.get("levels"):
+        if rows.details.get("tag_dropout") is not None:
+            raise DataError(
+                f"data.tag_dropout={rows.details['tag_dropout']} and data.level_weights={rows.details['level_weights']} leave no level to "
+                "be learned; lower the one, or raise the other for a level that data.train has"
+            )
         raise DataError(
             "no reply in data.train has a level, so there is nothing to prefer; make dialogues with scripts/tag.py, or fine-tune with "
             "scripts/sft.py"

@@ -56,6 +56,9 @@ def test_show_for_programs(family: Family, capsys: pytest.CaptureFixture[str]) -
     assert told["root"] == nodes["sft/export-int8"]["id"]
     assert nodes["sft/export-int8"]["flops_of_all_trainings"] == 6e9
     assert nodes["codegen-base"]["kind"] == "made elsewhere"
+    recorded = lineage.load(family.variant)
+    assert recorded is not None
+    assert nodes["sft/export-int8"]["details"] == recorded.lineage.details != {}
     assert json.loads(run(capsys, "show", family.export, "--as", "huggingface"))["base_model"] == "codegen-base"
     assert json.loads(run(capsys, "show", family.export, "--as", "in-toto"))["_type"].startswith("https://in-toto.io/")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,16 @@ def test_what_has_no_reply_or_does_not_fit_has_no_reward(scorer: Pair) -> None:
     assert score_responses(*scorer, [], batch_tokens=1) == []
     with pytest.raises(UsageError, match="seq_len is 1000, the model has 160 positions"):
         score_responses(*scorer, [group], batch_tokens=400, seq_len=1000)
+
+
+def test_levels_are_not_read(scorer: Pair) -> None:
+    """What a reply was tagged with, by this model or another, says nothing about how good it is; the tokenizer need not know it."""
+    plain = (Turn(" a", moss=" b"), Turn(" c", " think", " None", " None", " d"))
+    tagged = tuple(replace(turn, level=level) for turn, level in zip(plain, (99, 2)))
+    by_turn = [score_turns(*scorer, [Dialogue("", "", turns)], batch_tokens=400) for turns in (plain, tagged)]
+    by_response = [score_responses(*scorer, [[Dialogue("", "", turns)]], batch_tokens=400) for turns in (plain, tagged)]
+    assert by_turn[0] == by_turn[1]
+    assert by_response[0] == by_response[1]
 
 
 def test_the_context_of_a_group_is_shortened_alike(scorer: Pair) -> None:
