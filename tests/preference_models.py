@@ -18,11 +18,11 @@ TEXTS = ["What is 3 + 4?", "你好，请介绍一下你自己。", "Write a poem
 POSITIONS = 160
 
 
-def save_pm(folder: Path, temperature: float | None = None) -> Path:
+def save_pm(folder: Path, temperature: float | None = None, positions: int = POSITIONS) -> Path:
     """Rewards of the size of one."""
     tokenizer = MossTokenizer.train(TEXTS * 3, 400, reserved_tags=8)
     config = CodeGenConfig(
-        vocab_size=tokenizer.vocab_size, n_positions=POSITIONS, n_ctx=POSITIONS, n_embd=64, n_layer=2, n_head=4, rotary_dim=8,
+        vocab_size=tokenizer.vocab_size, n_positions=positions, n_ctx=positions, n_embd=64, n_layer=2, n_head=4, rotary_dim=8,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.15, tie_word_embeddings=False,
     )  # fmt: skip
     made = pm_config(config)

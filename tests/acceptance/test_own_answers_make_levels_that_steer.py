@@ -8,7 +8,6 @@ tagged with its level. All is tested on questions that nothing was trained on (`
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_gro
 
 
 @pytest.fixture(scope="module", params=SEEDS)
-def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The directory of a run, and what it found."""
     directory = tmp_path_factory.mktemp(f"demo-{request.param}") / "demo"
     succeeded(python("scripts/demo.py", f"{directory}", "--seed", f"{request.param}", timeout=3000))
     found: dict[str, Any] = json.loads((directory / "demo.json").read_text(encoding="utf-8"))
     campaigns.record(f"the demo, seed {request.param}", {name: value for name, value in found.items() if name != "stages"})
-    yield directory, found
+    return directory, found
 
 
 def test_a_preference_model_learns_from_a_models_own_answers(demo: tuple[Path, dict[str, Any]]) -> None:
