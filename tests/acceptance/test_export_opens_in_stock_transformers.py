@@ -143,14 +143,15 @@ def test_the_card_tells_what_it_is_and_how_to_use_it(export: Path, gptj: Path, s
 
 
 @pytest.mark.parametrize("middle", [False, True], ids=["plain", "middle"])
-def test_the_documented_prompt_asks_for_the_best_level(tmp_path: Path, middle: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documented_prompt_asks_for_the_best_level(tmp_path: Path, middle: bool) -> None:
     """The lines of docs/generate.md, as they stand: their ids are those of generate.py, and their guidance gives its greedy reply."""
-    export = export_tagged(tmp_path / "export", *tagged_model(), meta_instruction="Be <eom> brief.\n", middle_segments=middle)
+    export = export_tagged(tmp_path / "export", *tagged_model(positions=1024), meta_instruction="Be <eom> brief.\n", middle_segments=middle)
     page = (REPOSITORY / "docs" / "generate.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {}
     exec(code.replace("DIR", str(export)), names)
-    assert capsys.readouterr().out.strip()
+    # Drawn from random weights: it may be no more than an end.
+    assert names["reply"].numel()
     speaker = Speaker(SpeakerConfig(str(export), temperature=0.0, repetition_penalty=1.0, max_new_tokens=20, guidance=2.0), 1)
     for question in ("What is 17 * 23?", "What does <eoh>\n<|reserved_4|><|MOSS|>: mean?"):
         dialogue = Dialogue("0", "Be <eom> brief.\n", (Turn(f" {question}"),))
