@@ -170,14 +170,18 @@ def sample_and_rank(demo: Demo) -> None:
     """Its own answers to questions that a program can check, the right ones above the wrong ones."""
     run = demo.run
     # The second preference model, which judges, learns from other answers to the same questions.
-    for name, part, seed in (("train", "train", 0), ("judge", "train", 1), ("heldout", "heldout", 0)):
+    for name, part, samples, seed in (
+        ("train", "train", SAMPLES, 0),
+        ("judge", "train", SAMPLES // 2, 1),
+        ("heldout", "heldout", SAMPLES, 0),
+    ):
         demo.two(
             f"let it answer questions that a program can check, some with the calculator: {name} (two ranks)",
             "sample",
             f"model={run}/sft/export",
             f"prompts={BUNDLED}/checked_prompts_{part}.jsonl",
             f"out={run}/responses_{name}.jsonl",
-            f"samples={SAMPLES}",
+            f"samples={samples}",
             f"temperature={TEMPERATURE}",
             "batch_size=256",
             f"seed={demo.seed + seed}",
