@@ -34,8 +34,8 @@ BUNDLED = Path("moss_train/data/bundled")
 BIN = Path(sys.executable).parent
 LAUNCHER = [str(BIN / "deepspeed"), "--num_accelerators", "2"]
 # Deep enough for a preference model to see at the end of a reply what was expected at its beginning.
-MODEL = ["model.num_layers=3", "model.initializer_range=0.09"]
-SAMPLES, TEMPERATURE, PM_EPOCHS = 8, 1.2, 5
+MODEL = ["model.num_layers=3", "model.hidden_size=256", "model.initializer_range=0.0625"]
+SAMPLES, TEMPERATURE, PM_EPOCHS = 8, 1.2, 4
 PREFERENCE_STEPS = 120
 GUIDANCE = 1.5
 SYSTEM = f"system='{make_prompts.META.strip()}'"
@@ -103,7 +103,7 @@ def learn_chinese(demo: Demo) -> None:
         "a small model that knows English only, to begin with",
         "sft",
         "base",
-        60,
+        40,
         f"data.train={texts}/dialogues_en.jsonl",
         f"data.valid={texts}/dialogues_dev_en.jsonl",
         "data.loss_on=release",
@@ -129,7 +129,7 @@ def learn_chinese(demo: Demo) -> None:
         f"out={run}/corpus",
         f"sources.zh={{path: {texts}/zh.jsonl, language: zh, licence: Apache-2.0}}",
         f"sources.en={{path: {texts}/en.jsonl, language: en, licence: Apache-2.0}}",
-        "sources.code={path: moss_train, language: code, licence: Apache-2.0, extensions: [py]}",
+        "sources.code={path: moss_train/model, language: code, licence: Apache-2.0, extensions: [py]}",
         "exact_dedup=true",
     )
     demo.one("look into it", "prepare", "inspect", f"{run}/corpus", "--source", "zh", "--length", "60")
@@ -137,13 +137,13 @@ def learn_chinese(demo: Demo) -> None:
         "go on pretraining on that corpus: mostly Chinese, with English and code replayed",
         "pretrain",
         "pretrain",
-        60,
+        40,
         f"init_from={run}/extended",
         f"data.train={run}/corpus",
         "data.weights={zh: 0.6, en: 0.2, code: 0.2}",
         "optim.schedule=wsd",
-        "optim.lr=2e-3",
-        evaluate=30,
+        "optim.lr=5e-4",
+        evaluate=20,
     )
 
 
