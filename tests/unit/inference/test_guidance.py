@@ -290,8 +290,14 @@ def test_what_a_copy_of_a_transcript_holds_stays(tokenizer: MossTokenizer) -> No
 
 @pytest.mark.parametrize("share_prompts", [False, True])
 @pytest.mark.parametrize("guidance", [1.0, GUIDANCE])
-def test_the_keys_of_both_streams_are_predicted(directory: Path, guidance: float, share_prompts: bool) -> None:
+def test_the_keys_of_both_streams_are_predicted(
+    directory: Path, guidance: float, share_prompts: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "moss_train")
     one = speaker(directory, 5, share_prompts, guidance=guidance, max_new_tokens=2)
+    # Said before the weights are read; how many rows products are made of comes later, and can only add to it.
+    first = next(record.message for record in caplog.records if record.message.startswith("memory:"))
+    assert f"keys and values of {-(-5 * one.decoder.streams // 4) * 4 + share_prompts * one.decoder.streams} x" in first
     config = one.model.config
     prompt = [9] * (config.n_positions - 2)
     streams = [prompt] * one.decoder.streams
