@@ -96,7 +96,7 @@ def test_verify_of_a_folder_of_artefacts(family: Family, capsys: pytest.CaptureF
 def test_verify_fails_with_exit_code_4(own: Family, capsys: pytest.CaptureFixture[str]) -> None:
     (own.export / "extra.bin").write_text("x")
     shown = run(capsys, "verify", own.variant, code=4)
-    assert "sft/export  export, 9 files, 42" in shown
+    assert "sft/export  export, 9 files, 43" in shown
     assert "1 wrong" in shown
     assert "unlisted: extra.bin is unlisted" in shown
     (told,) = json.loads(run(capsys, "verify", own.variant, "--json", code=4))
