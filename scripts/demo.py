@@ -93,7 +93,7 @@ def main() -> None:
     summary(ROOT / demo.run, demo.seed, time.time() - started)
 
 
-ROWS = ["data.seq_len=512", "train.global_batch_size=4", "train.micro_batch_size=2", "optim.lr=2e-3"]
+ROWS = ["data.seq_len=512", "train.global_batch_size=4", "train.micro_batch_size=2"]
 
 
 def learn_chinese(demo: Demo) -> None:
@@ -107,6 +107,7 @@ def learn_chinese(demo: Demo) -> None:
         f"data.train={texts}/dialogues_en.jsonl",
         f"data.valid={texts}/dialogues_dev_en.jsonl",
         "data.loss_on=release",
+        "optim.lr=2e-3",
         *ROWS,
         *MODEL,
     )
@@ -158,6 +159,7 @@ def fine_tune(demo: Demo) -> None:
         f"init_from={demo.run}/pretrain/export",
         f"data.train={{{BUNDLED}/dialogues_train.jsonl: 0.4, {demo.texts}/{make_prompts.DIALOGUES_FILE}: 0.6}}",
         f"data.valid={BUNDLED}/dialogues_dev.jsonl",
+        "optim.lr=2e-3",
         *ROWS,
         log=50,
     )
@@ -223,7 +225,7 @@ def train_on_levels(demo: Demo) -> None:
     """Levels from the rewards, training on them, and as much training of two other kinds on the same answers."""
     run = demo.run
     demo.one("make levels of the rewards", "tag", f"scored={run}/scored_train.jsonl", f"out={run}/tagged.jsonl")
-    shared = [f"init_from={run}/sft/export", f"data.train={run}/tagged.jsonl", *ROWS]
+    shared = [f"init_from={run}/sft/export", f"data.train={run}/tagged.jsonl", "train.epochs=null", "optim.lr=1e-3", *ROWS]
     demo.train("go on with the answers, each tagged with its level", "preference", "preference", PREFERENCE_STEPS, *shared)
     untagged = [*shared, "data.tag_dropout=1"]
     demo.train("what else one could do: go on with all answers, untagged", "sft", "untagged", PREFERENCE_STEPS, *untagged)

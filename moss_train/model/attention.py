@@ -150,6 +150,9 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype, head_di
 _CPU_LENGTH_STEP = 64
 """Lengths of documents are rounded up to a multiple of this where kernels are compiled by length: a kernel takes 2 to 30 ms and 0.2 MiB,
 up to 1,024 of them are kept, and every batch brings new lengths."""
+_CPU_FLOAT32_LENGTH, _CPU_FLOAT32_HEAD_DIM = 512, 64
+"""On a CPU, heads and documents up to these sizes are attended to in float32: the backward pass of torch's kernel takes 2.5 (512 tokens) to
+7 times (64 tokens) as long in bfloat16, whatever the processor multiplies, since it prepares blocks of 512 keys for each document."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -264,9 +267,17 @@ def _attend_eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch
 
 
 def _attend_dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
+    if _is_short(v, max(q.shape[1], k.shape[1])):
+        return _attend_dense(q.float(), k.float(), v.float(), mask, dropout).to(v.dtype)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     is_causal = mask is None and q.shape[2] > 1
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal).transpose(1, 2)
+
+
+def _is_short(v: torch.Tensor, length: int) -> bool:
+    """Whether attention over so many tokens is faster in float32."""
+    is_narrow = v.device.type == "cpu" and v.dtype != torch.float32
+    return is_narrow and length <= _CPU_FLOAT32_LENGTH and v.shape[-1] <= _CPU_FLOAT32_HEAD_DIM
 
 
 def _attend_by_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, dropout: float) -> torch.Tensor:
@@ -277,10 +288,11 @@ def _attend_by_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, docum
     # `split`, not slices: its backward is one concatenation, while each slice would write a gradient as large as the whole batch.
     parts = zip(*(x.flatten(0, 1).split(documents.lengths) for x in (q, k, v)))
     # oneDNN compiles and keeps kernels for every length it meets; float32 does not go through it.
-    step = _CPU_LENGTH_STEP if v.device.type == "cpu" and v.dtype != torch.float32 else 1
+    compiles = v.device.type == "cpu" and v.dtype != torch.float32
     outputs = []
     for part in parts:
         length = len(part[0])
+        step = _CPU_LENGTH_STEP if compiles and not _is_short(v, length) else 1
         # Padding stands behind every query that counts, where a causal mask hides it.
         qd, kd, vd = (F.pad(x, (0, 0, 0, 0, 0, -length % step))[None] if length % step else x[None] for x in part)
         outputs.append(_attend_dense(qd, kd, vd, None, dropout)[0, :length])

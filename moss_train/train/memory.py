@@ -31,6 +31,8 @@ FALLBACK_BUCKET = 500_000_000
 
 _QKV_BLOCKS = 4
 """`model.shapes.QKV_BLOCKS`."""
+_CPU_FLOAT32_LENGTH, _CPU_FLOAT32_HEAD_DIM = 512, 64
+"""As in `model.attention`, which needs torch."""
 _ROWS_PER_PRODUCT = 16384
 """Of `model.loss`, on CUDA."""
 
@@ -193,13 +195,16 @@ def activations(setup: Setup) -> tuple[list[Item], list[Item]]:
     attention kernel takes them, its output, the input of out_proj, and the MLP's tensor before and after its activation.
     """
     t, d, i, b = setup.tokens, setup.hidden_size, setup.inner_size, setup.width
-    # Where bfloat16 is widened, attention runs in float32 and keeps its own tensors so; out_proj takes a bfloat16 copy.
-    attended = 4 if setup.widens or setup.eager else b
+    # Where bfloat16 is widened, attention runs in float32 and keeps its own tensors so; out_proj takes a bfloat16 copy. On a CPU short
+    # documents are attended to in float32 whatever the processor (`model.attention._is_short`).
+    is_short = not setup.is_cuda and b == 2 and setup.seq_len <= _CPU_FLOAT32_LENGTH and d // setup.num_heads <= _CPU_FLOAT32_HEAD_DIM
+    in_float32 = setup.widens or setup.eager or is_short
+    attended = 4 if in_float32 else b
     copied = 0 if setup.is_cuda and not setup.eager else b
     # On the CPU, low precision is padded document by document (`model.attention._attend_by_document`): copies of q, k and v.
-    padded = 0 if setup.is_cuda or setup.eager or setup.widens or b == 4 else b
+    padded = 0 if setup.is_cuda or in_float32 or b == 4 else b
     # v is cut out of the output of qkv_proj. With as many heads as that has blocks it is a view, which keeps q and k too.
-    whole = 2 * b if setup.num_heads == _QKV_BLOCKS and not (setup.widens or setup.eager) else 0
+    whole = 2 * b if setup.num_heads == _QKV_BLOCKS and not in_float32 else 0
     per_block = [
         Item("activations", 2 * b * t * d, b * t * d),
         Item("activations", 4 * attended * t * d, attended * t * d),

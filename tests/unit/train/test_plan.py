@@ -12,9 +12,10 @@ import pytest
 
 from moss_train.cli import PLANS, plan_program
 from moss_train.errors import UsageError
+from moss_train.model import attention
 from moss_train.model.shapes import parameter_shapes
 from moss_train.sft.config import PlanSFTConfig
-from moss_train.train import plan
+from moss_train.train import memory, plan
 from moss_train.train.config import PlanOptions
 from moss_train.train.memory import Item, Memory, Moment, Setup, activations, loss_items, predict
 from moss_train.train.memory_zero import Zero
@@ -289,3 +290,8 @@ def test_the_length_of_a_pretraining_run_is_in_tokens(tmp_path: Path) -> None:
     # 133.3e9 tokens in steps of 2^21, rounded up.
     assert "63,563 steps, 133,301,272,576 tokens" in result.stdout
     assert out.is_file()
+
+
+def test_the_sizes_that_are_attended_to_in_float32_are_those_of_the_model() -> None:
+    names = ("_CPU_FLOAT32_LENGTH", "_CPU_FLOAT32_HEAD_DIM")
+    assert [getattr(memory, name) for name in names] == [getattr(attention, name) for name in names]
