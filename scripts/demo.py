@@ -1,7 +1,7 @@
 """The whole chain on bundled data, on two CPU ranks under ZeRO-3: a small English model, more vocabulary for Chinese, a corpus of token
 shards, continued pretraining on it, fine-tuning in both languages, export, reload, generate; its own answers, sampled and checked, and a
-preference model trained on which of them are right; levels from its rewards, training on answers that carry them, and answers under the
-best level, measured by a second preference model beside what else one could have done.
+preference model trained on which of them are right. With --levels it goes on, as long again: levels from the rewards, training on answers
+that carry them, and answers under the best level, measured by a second preference model beside what else one could have done.
 
 python scripts/demo.py                     # what `make demo` runs
 python scripts/demo.py runs/demo --seed 1  # into another directory, with other random numbers
@@ -79,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--levels", action="store_true", help="go on: levels, training on them, and what they do beside the alternatives")
     arguments = parser.parse_args()
     started = time.time()
     shutil.rmtree(ROOT / arguments.out, ignore_errors=True)
@@ -87,9 +88,12 @@ def main() -> None:
     learn_chinese(demo)
     fine_tune(demo)
     sample_and_rank(demo)
-    train_preference_models(demo)
-    train_on_levels(demo)
-    compare(demo)
+    train_preference_model(demo)
+    if arguments.levels:
+        train_judge(demo)
+        train_on_levels(demo)
+        compare(demo)
+    look_back(demo)
     summary(ROOT / demo.run, demo.seed, time.time() - started)
 
 
@@ -170,61 +174,66 @@ def fine_tune(demo: Demo) -> None:
 
 def sample_and_rank(demo: Demo) -> None:
     """Its own answers to questions that a program can check, the right ones above the wrong ones."""
-    run = demo.run
-    # The second preference model, which judges, learns from other answers to the same questions.
-    for name, part, samples, seed in (
-        ("train", "train", SAMPLES, 0),
-        ("judge", "train", SAMPLES // 2, 1),
-        ("heldout", "heldout", SAMPLES, 0),
-    ):
-        demo.two(
-            f"let it answer questions that a program can check, some with the calculator: {name} (two ranks)",
-            "sample",
-            f"model={run}/sft/export",
-            f"prompts={BUNDLED}/checked_prompts_{part}.jsonl",
-            f"out={run}/responses_{name}.jsonl",
-            f"samples={samples}",
-            f"temperature={TEMPERATURE}",
-            "batch_size=256",
-            f"seed={demo.seed + seed}",
-            *ASKED,
-        )
-        ranked = [f"responses={run}/responses_{name}.jsonl", f"out={run}/comparisons_{name}.jsonl"]
-        demo.one("right above wrong", "rank", *ranked, "by=checker")
+    for part in ("train", "heldout"):
+        answer_and_rank(demo, part, part, SAMPLES, demo.seed)
 
 
-def train_preference_models(demo: Demo) -> None:
-    """The preference model that will give levels, its rewards, and another one that will judge what came of them."""
+def answer_and_rank(demo: Demo, name: str, part: str, samples: int, seed: int) -> None:
+    """Answers to one file of questions, and comparisons of them."""
     run = demo.run
-    for name, seed, data in (("pm", demo.seed, "comparisons_train"), ("judge", demo.seed + 1, "comparisons_judge")):
-        title = "a preference model" if name == "pm" else "a second one, on other answers and with other random numbers: it will judge"
-        demo.two(
-            f"train {title}; test it on questions that nothing was trained on (two ranks, ZeRO-3)",
-            "pm",
-            "+config=tiny_pm",
-            f"init_from={run}/sft/export",
-            f"run.dir={run}/{name}",
-            f"data.train={run}/{data}.jsonl",
-            f"data.valid={run}/comparisons_heldout.jsonl",
-            "data.ties=drop",
-            f"train.epochs={PM_EPOCHS}",
-            "train.save_every=0",
-            "train.log_every=50",
-            f"run.seed={seed}",
-        )
     demo.two(
-        "score all the responses (two ranks)",
-        "score",
-        f"model={run}/pm/export",
-        f"responses={run}/responses_train.jsonl",
-        f"out={run}/scored_train.jsonl",
+        f"let it answer questions that a program can check, some with the calculator: {name} (two ranks)",
+        "sample",
+        f"model={run}/sft/export",
+        f"prompts={BUNDLED}/checked_prompts_{part}.jsonl",
+        f"out={run}/responses_{name}.jsonl",
+        f"samples={samples}",
+        f"temperature={TEMPERATURE}",
+        "batch_size=256",
+        f"seed={seed}",
+        *ASKED,
     )
+    ranked = [f"responses={run}/responses_{name}.jsonl", f"out={run}/comparisons_{name}.jsonl"]
+    demo.one("right above wrong", "rank", *ranked, "by=checker")
+
+
+def train_preference_model(demo: Demo) -> None:
+    """The preference model, and its rewards."""
+    run = demo.run
+    prefer(demo, "train a preference model on that; test it on questions that nothing was trained on", "pm", "train", demo.seed)
+    scored = [f"model={run}/pm/export", f"responses={run}/responses_train.jsonl", f"out={run}/scored_train.jsonl"]
+    demo.two("score all the responses (two ranks)", "score", *scored)
+
+
+def prefer(demo: Demo, title: str, out: str, name: str, seed: int) -> None:
+    """Trains a preference model on comparisons."""
+    run = demo.run
+    demo.two(
+        f"{title} (two ranks, ZeRO-3)",
+        "pm",
+        "+config=tiny_pm",
+        f"init_from={run}/sft/export",
+        f"run.dir={run}/{out}",
+        f"data.train={run}/comparisons_{name}.jsonl",
+        f"data.valid={run}/comparisons_heldout.jsonl",
+        "data.ties=drop",
+        f"train.epochs={PM_EPOCHS}",
+        "train.save_every=0",
+        "train.log_every=50",
+        f"run.seed={seed}",
+    )
+
+
+def train_judge(demo: Demo) -> None:
+    """A second preference model, which will judge: other answers to the same questions, and other random numbers."""
+    answer_and_rank(demo, "judge", "train", SAMPLES // 2, demo.seed + 1)
+    prefer(demo, "train a second preference model on other answers, to judge what comes of the first", "judge", "judge", demo.seed + 1)
 
 
 def train_on_levels(demo: Demo) -> None:
     """Levels from the rewards, training on them, and as much training of two other kinds on the same answers."""
     run = demo.run
-    demo.one("make levels of the rewards", "tag", f"scored={run}/scored_train.jsonl", f"out={run}/tagged.jsonl")
+    demo.one("make levels of the rewards", "tag", f"scored={run}/scored_train.jsonl", f"out={run}/tagged.jsonl", "by=blended")
     shared = [f"init_from={run}/sft/export", f"data.train={run}/tagged.jsonl", "train.epochs=null", "optim.lr=1e-3", *ROWS]
     demo.train("go on with the answers, each tagged with its level", "preference", "preference", PREFERENCE_STEPS, *shared)
     untagged = [*shared, "data.tag_dropout=1"]
@@ -254,49 +263,14 @@ def compare(demo: Demo) -> None:
     asked = [f"model={run}/preference/export", f"prompts={demo.texts}/checked.txt", *ASKED, "temperature=0"]
     for tag in ("best", "1"):
         demo.one(f"ask for {'the best' if tag == 'best' else 'the worst'} answers", "generate", *asked, f"tag={tag}")
-    demo.one("where the model comes from", "lineage", "show", f"{run}/preference/export", "--svg", f"{run}/lineage.svg", "--in", f"{run}")
+
+
+def look_back(demo: Demo) -> None:
+    """Where the last model comes from, and whether everything is what it was."""
+    run = demo.run
+    last = f"{run}/{'preference' if (ROOT / run / 'preference').is_dir() else 'pm'}/export"
+    demo.one("where the model comes from", "lineage", "show", last, "--svg", f"{run}/lineage.svg", "--in", f"{run}")
     demo.one("is everything what it was?", "lineage", "verify", f"{run}", "--in", f"{run}")
-
-
-def write_texts(run: Path) -> Path:
-    """Writes the bundled dialogues by language, as dialogues (English) and as plain texts (both), and dialogues of checked questions."""
-    folder = run / "texts"
-    folder.mkdir(parents=True)
-    make_prompts.write_dialogues(folder)
-    (folder / "questions.txt").write_text("What is 12 + 7?\n法国的首都是哪里？\nWho are you?\n", encoding="utf-8")
-    (folder / "checked.txt").write_text("What is the capital of France?\n三加四等于多少？\nMultiply 4 by 5.\n", encoding="utf-8")
-    for part, name in (("dialogues_train", ""), ("dialogues_dev", "dev_")):
-        lines = (ROOT / BUNDLED / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
-        for language in ("en", "zh"):
-            chosen = [record for record in records if record["category"].endswith(f"_{language}")]
-            write_lines(folder / f"{name}{language}.jsonl", [{"text": text_of(record)} for record in chosen])
-            if language == "en":
-                write_lines(folder / f"dialogues_{name}en.jsonl", chosen)
-    return folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
-
-
-def text_of(record: dict[str, Any]) -> str:
-    """What is said in a dialogue, without markers; with the blanks that follow these, for a word is another token behind a blank."""
-    said = [turn[field] for turn in record["chat"].values() for field in ("Human", "MOSS")]
-    return "\n".join(part.split(":", 1)[1].rsplit("<", 1)[0] for part in said)
-
-
-def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    """Writes JSONL."""
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
-
-
-# Runs in a process that imports transformers alone.
-STOCK = """
-import sys
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model, report = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-assert not report["missing_keys"] and not report["unexpected_keys"], report
-print(type(model).__name__, f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
-print("moss_train imported:", "moss_train" in sys.modules)
-"""
 
 
 PLACES = (
@@ -314,22 +288,24 @@ PLACES = (
 
 def summary(run: Path, seed: int, seconds: float) -> None:
     """The closing tables: stage, tokens, loss before and after, artefact; and what tags did, beside the alternatives."""
-    stages = [of_stage(run, place) for place in PLACES]
+    stages = [of_stage(run, place) for place in PLACES if (run / place).is_dir()]
     print("\n| stage | tokens | with loss | what came of it | artefact |\n|---|---|---|---|---|")
     for stage in stages:
         supervised = "" if stage["supervised"] is None else f"{stage['supervised']:,}"
         print(f"| {stage['name']} | {stage['tokens']:,} | {supervised} | {stage['came']} | {stage['id'][:19]} |")
-    control = json.loads((run / "control" / "report.json").read_text(encoding="utf-8"))
-    print("\n| answers to held-out questions | correct | 95 % | wins over sft, by the second preference model |\n|---|---|---|---|")
-    for name, found in control["conditions"].items():
-        print(f"| {name} | {of_condition(found)} |")
     report = json.loads((run / "pm" / "pm_report.json").read_text(encoding="utf-8"))
     kept = {name: report[name] for name in ("comparisons", "pairs", "accuracy", "baselines", "by_category")}
     shares = {part: share_correct(run / f"responses_{part}.jsonl") for part in ("train", "heldout")}
     found = {"seed": seed, "seconds": round(seconds), "stages": stages, "responses_correct": shares, "preference_model": kept}
-    found["control"] = {name: control[name] for name in ("spearman", "contrasts", "conditions", "conclusion")}
+    pictures = ["sft/plots/loss.png", "pm/plots/reliability.png", "lineage.svg"]
+    if (run / "control").is_dir():
+        control = json.loads((run / "control" / "report.json").read_text(encoding="utf-8"))
+        print("\n| answers to held-out questions | correct | 95 % | wins over sft, by the second preference model |\n|---|---|---|---|")
+        for name, condition in control["conditions"].items():
+            print(f"| {name} | {of_condition(condition)} |")
+        found["control"] = {name: control[name] for name in ("spearman", "contrasts", "conditions", "conclusion")}
+        pictures.append("control/control.png")
     (run / "demo.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    pictures = ("sft/plots/loss.png", "pm/plots/reliability.png", "control/control.png", "lineage.svg")
     print(f"\npictures: {', '.join(f'{run / name}' for name in pictures)}\nthe demo took {seconds:.0f} s")
 
 

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_gro
 def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The directory of a run, and what it found."""
     directory = tmp_path_factory.mktemp(f"demo-{request.param}") / "demo"
-    succeeded(python("scripts/demo.py", f"{directory}", "--seed", f"{request.param}", timeout=3000))
+    succeeded(python("scripts/demo.py", f"{directory}", "--levels", "--seed", f"{request.param}", timeout=3000))
     found: dict[str, Any] = json.loads((directory / "demo.json").read_text(encoding="utf-8"))
     campaigns.record(f"the demo, seed {request.param}", {name: value for name, value in found.items() if name != "stages"})
     return directory, found
