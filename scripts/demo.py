@@ -273,6 +273,47 @@ def look_back(demo: Demo) -> None:
     demo.one("is everything what it was?", "lineage", "verify", f"{run}", "--in", f"{run}")
 
 
+def write_texts(run: Path) -> Path:
+    """Writes the bundled dialogues by language, as dialogues (English) and as plain texts (both), and dialogues of checked questions."""
+    folder = run / "texts"
+    folder.mkdir(parents=True)
+    make_prompts.write_dialogues(folder)
+    (folder / "questions.txt").write_text("What is 12 + 7?\n法国的首都是哪里？\nWho are you?\n", encoding="utf-8")
+    (folder / "checked.txt").write_text("What is the capital of France?\n三加四等于多少？\nMultiply 4 by 5.\n", encoding="utf-8")
+    for part, name in (("dialogues_train", ""), ("dialogues_dev", "dev_")):
+        lines = (ROOT / BUNDLED / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        for language in ("en", "zh"):
+            chosen = [record for record in records if record["category"].endswith(f"_{language}")]
+            write_lines(folder / f"{name}{language}.jsonl", [{"text": text_of(record)} for record in chosen])
+            if language == "en":
+                write_lines(folder / f"dialogues_{name}en.jsonl", chosen)
+    return folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+
+
+def text_of(record: dict[str, Any]) -> str:
+    """What is said in a dialogue, without markers; with the blanks that follow these, for a word is another token behind a blank."""
+    said = [turn[field] for turn in record["chat"].values() for field in ("Human", "MOSS")]
+    return "\n".join(part.split(":", 1)[1].rsplit("<", 1)[0] for part in said)
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Writes JSONL."""
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+
+
+# Runs in a process that imports transformers alone.
+STOCK = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, report = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+assert not report["missing_keys"] and not report["unexpected_keys"], report
+print(type(model).__name__, f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
+print("moss_train imported:", "moss_train" in sys.modules)
+"""
+
+
 PLACES = (
     "base/export",
     "extended",
