@@ -412,7 +412,8 @@ def share_correct(path: Path) -> float:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         record = json.loads(line)
         asked = make_line(number, path.name, parse_responses(record, path.name))
-        verdicts += [is_correct(asked, index, check_line(asked, None)) for index in range(len(record["responses"]))]
+        checker = check_line(asked, None)
+        verdicts += [is_correct(asked, index, checker) for index in range(len(record["responses"]))]
     return sum(verdicts) / len(verdicts)
 
 

@@ -263,6 +263,7 @@ class Decoder:
         if len(prompts) != len(row.cached):
             return False
         kept = [_in_common(held, prompt) for held, prompt in zip(row.cached, prompts)]
+        # Room for the widest that is read together, which the padding of a shorter one may need.
         if not all(one and len(prompt) - one <= _READ_TOGETHER <= self.positions - one for one, prompt in zip(kept, prompts)):
             return False
         row.cached = [held[:one] for held, one in zip(row.cached, kept)]

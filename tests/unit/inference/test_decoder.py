@@ -78,6 +78,16 @@ def test_neither_batch_size_nor_order_nor_threads_change_a_row(model: CodeGenLM,
         assert found == alone, (batch_size, backwards, used)
 
 
+def test_rows_that_are_read_together_in_larger_pieces_say_the_same(model: CodeGenLM) -> None:
+    """Where bits may depend on the rows beside, more is read at once: the likeliest tokens stay what they are."""
+    greedy = Sampling(temperature=0.0)
+    all_prompts = prompts(40)
+    alone = {number: decoder(model, 1, greedy).one(turn(prompt), number) for number, prompt in enumerate(all_prompts)}
+    together = decoder(model, 40, greedy)
+    together.exact = False
+    assert dict(together.run((number, turn(prompt)) for number, prompt in enumerate(all_prompts))) == alone
+
+
 def test_finished_rows_make_room_at_once(model: CodeGenLM) -> None:
     """No task is begun before a slot is free, and none waits while one is."""
     begun, ended = [], []
