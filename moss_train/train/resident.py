@@ -6,18 +6,21 @@ import contextlib
 import ctypes
 import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+_MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
 _LOADED_LATE = (
     "torch._dynamo",
     "torch.profiler",
     "moss_train.model.codegen",
     "deepspeed.runtime.bf16_optimizer",
     "deepspeed.runtime.zero.stage3",
-    # Asked for by every ZeRO optimizer, and by nothing before; with it comes torch's compiler.
-    "deepspeed.runtime.zero.muon.muon_optimizer",
+    # Asked for by every ZeRO optimizer, and by nothing before.
+    _MUON,
 )
 """What a run would load on its way: with the first model, the optimizer, the first step."""
+_NO_COMPILER = "TORCHDYNAMO_DISABLE"
 MAPPED_FROM = 2**20
 """Bytes from which a block of memory is a mapping of its own, see `map_large_blocks`."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -27,8 +30,25 @@ _imported = {"all": 0, "of files": 0}
 def load_libraries() -> None:
     """Loads what a run loads sooner or later, and notes the memory of the program: what is taken from here on is the run's own."""
     for name in _LOADED_LATE:
-        importlib.import_module(name)
+        # It has a function compiled where it is defined, for an optimizer that no stage uses; torch's compiler, which that would bring
+        # along, takes seconds to load.
+        with _without_compiler() if name == _MUON else contextlib.nullcontext():
+            importlib.import_module(name)
     _imported.update({"all": resident_bytes(), "of files": _file_bytes()})
+
+
+@contextlib.contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Lets `torch.compile` return functions as they are, as torch's own switch for it does."""
+    before = os.environ.get(_NO_COMPILER)
+    os.environ[_NO_COMPILER] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_COMPILER]
+        else:
+            os.environ[_NO_COMPILER] = before
 
 
 def map_large_blocks() -> None:
