@@ -243,7 +243,7 @@ def quote_texts(arguments: list[str], schema: type, sweep: bool = False) -> list
             elif weighted := re.fullmatch(r"\{(.*)\}", value, flags=re.DOTALL):
                 pairs = [item.rpartition(":") for item in weighted[1].split(",")]
                 if all(path.strip() for path, _, _ in pairs):
-                    value = f"{{{', '.join(f'{encode_key(path.strip())}: {weight.strip()}' for path, _, weight in pairs)}}}"
+                    value = f"{{{', '.join(f'{encode_key(path.strip())}: {_quote_items(weight)}' for path, _, weight in pairs)}}}"
             else:
                 value = _quote(value)
         quoted.append(f"{key}{equals}{value}")

@@ -25,7 +25,7 @@ def test_the_job_is_one_of_the_programs() -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"task": None}, "task must be given: task=transfer or pm or control or make_probes"),
+        ({"task": None}, f"task must be given: task={' or '.join(Task)}"),
         ({"suite": Task.pm, "model": "m"}, "data must be given: data=FILE"),
         ({"suite": Task.pm, "model": "m", "data": ["a", 3]}, "data is ['a', 3]; expected a path or a list of paths"),
         ({"task": Task.make_probes, "data": "d"}, "data has no effect on task=make_probes; leave it out"),
@@ -92,7 +92,7 @@ def test_every_problem_is_told_at_once() -> None:
     result = python("scripts/evaluate.py", "chocies=3", "batch_size=0")
     assert result.returncode == 2
     for expected in (
-        "task must be given: task=transfer or pm or control or make_probes",
+        f"task must be given: task={' or '.join(Task)}",
         "out must be given",
         "chocies: there is no such key; did you mean choices?",
         "batch_size is 0; expected 1 or more",
