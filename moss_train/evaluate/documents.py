@@ -116,7 +116,8 @@ def find_sources(data: Any) -> list[TextSource]:
     Raises:
         DataError: A path is missing, or holds neither text nor a corpus.
     """
-    named = data.items() if isinstance(data, dict) else [(None, one) for one in ([data] if isinstance(data, str) else data)]
+    listed = [data] if isinstance(data, str) else data
+    named: list[tuple[str | None, str]] = list(data.items()) if isinstance(data, dict) else [(None, one) for one in listed]
     found: list[TextSource] = []
     for name, spec in named:
         pattern, _ = split_limit(spec)

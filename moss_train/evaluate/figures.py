@@ -1,4 +1,4 @@
-"""Figures that suites report alike: each is a ratio of two sums over items, with its interval, and can be held against that of another model.
+"""Figures that suites report alike: each a ratio of two sums over items, with its interval, and comparable with that of another model.
 
 An item is what is drawn together when an interval is made: a document, a dialogue, a prompt. Turns of one dialogue are not independent of
 each other, so they are one item. Since every figure is kept as its parts by item, two evaluations of the same items are compared item by

@@ -154,8 +154,8 @@ def read_samples(found: dict[str, Any]) -> tuple[dict[str, Measure], dict[str, f
                     form, in_bits = _OF_TEXTS[metric]
                     measure = measures.setdefault(name, Measure(form, "lower"))
                     measure.add(item, -float(value[0]) / (math.log(2) if in_bits else 1), float(value[1]))
-                elif _is_number(value) and 0 <= float(value) <= 1:  # type: ignore[arg-type]
-                    measures.setdefault(name, Measure()).add(item, float(value), 1.0)  # type: ignore[arg-type]
+                elif _is_number(value) and 0 <= float(value) <= 1:
+                    measures.setdefault(name, Measure()).add(item, float(value), 1.0)
         offered = [len(sample["arguments"]) for sample in samples if "acc" in sample["metrics"]]
         if offered:
             chances[f"{SUITE}/{task}/acc"] = sum(1 / count for count in offered) / len(offered)

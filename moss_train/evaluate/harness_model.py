@@ -1,6 +1,6 @@
 """A model of this project as lm-evaluation-harness asks for one. Importing this module needs the harness.
 
-Texts become ids as in training: no text can spell a control token, and `<|endoftext|>` stands before a text that nothing else stands before.
+Texts become ids as in training: no text can spell a control token, and `<|endoftext|>` stands before a text without a context.
 Likelihoods are those of `likelihood.py`, so that the harness and `suite=perplexity` cannot differ.
 """
 

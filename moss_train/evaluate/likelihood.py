@@ -110,8 +110,7 @@ def _score(speaker: Speaker, batch: list[Window]) -> list[Losses]:
     nats, likeliest = out.token_loss.double().cpu().numpy(), out.token_correct.cpu().numpy()
     if not np.isfinite(nats).all():
         raise NonFiniteError(
-            f"{speaker.config.model}: the model gives a loss that is not finite; with half precision try dtype=bf16 or dtype=fp32, else its "
-            "weights are damaged"
+            f"{speaker.config.model}: a loss is not finite; with half precision try dtype=bf16 or dtype=fp32, else the weights are damaged"
         )
     ends = np.cumsum([len(window.targets) for window in batch])[:-1]
     return [Losses(*pair) for pair in zip(np.split(nats, ends), np.split(likeliest, ends), strict=True)]

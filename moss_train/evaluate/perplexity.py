@@ -1,8 +1,8 @@
 """The suite `perplexity`: loss, perplexity and bits per byte of plain texts, by source and by language.
 
-Every document is read by itself, from `<|endoftext|>` on, in the windows of `likelihood.py`; the end of a document is not predicted. So the
-sum over a document is what lm-evaluation-harness calls its rolling log-likelihood. Bits per byte are of the text in UTF-8, and do not depend
-on the tokenizer: they are what models with different vocabularies are compared by. Intervals are bootstraps over documents.
+Every document is read by itself, from `<|endoftext|>` on, in the windows of `likelihood.py`; its end is not predicted. So the sum over a
+document is what lm-evaluation-harness calls its rolling log-likelihood. Bits per byte are of the text in UTF-8, and do not depend on the
+tokenizer: they are what models with different vocabularies are compared by. Intervals are bootstraps over documents.
 """
 
 from __future__ import annotations

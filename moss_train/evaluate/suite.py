@@ -85,7 +85,7 @@ def run_suite(config: EvaluateConfig, measure: Callable[[], tuple[Outcome, Seque
         raise OutOfMemoryError(f"{str(error).splitlines()[0]} A smaller batch_tokens, batch_size or number format takes less.") from error
     directory = Path(config.model or "")
     figures = {name: one.describe(config.seed) for name, one in outcome.measures.items()}
-    whole = {"suite": outcome.suite, "model": describe_model(directory), "settings": outcome.settings, "figures": figures}
+    whole: dict[str, Any] = {"suite": outcome.suite, "model": describe_model(directory), "settings": outcome.settings, "figures": figures}
     whole |= {"data": [{"name": one.name, "sha256": one.sha256, "records": one.records} for one in outcome.sources], **outcome.details}
     record = lineage_kinds.evaluation(
         lineage.parent_of(directory, "model"),
