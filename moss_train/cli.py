@@ -67,7 +67,14 @@ PROGRAMS = {
     "rank": Program("rank", "moss_train.pm.rank_config:RankConfig", "moss_train.pm.rank:main", is_job=True),
     "score": Program("score", "moss_train.pm.score_config:ScoreConfig", "moss_train.pm.score_job:main", is_job=True),
     "tag": Program("tag", "moss_train.pm.tag_config:TagConfig", "moss_train.pm.tag:main", is_job=True),
-    "evaluate": Program("evaluate", "moss_train.evaluate.config:EvaluateConfig", "moss_train.evaluate.main:main", is_job=True),
+    "evaluate": Program(
+        "evaluate",
+        "moss_train.evaluate.config:EvaluateConfig",
+        "moss_train.evaluate.main:main",
+        is_job=True,
+        tool="moss_train.evaluate.compare_tool:main",
+        tool_commands=("compare",),
+    ),
 }
 
 PROGRAMS["verify_resume"].stages.update(
