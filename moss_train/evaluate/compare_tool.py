@@ -226,8 +226,8 @@ def compare_sides(sides: Sequence[Side], match: str = "") -> dict[str, Any]:
     by_token = [name for name in names if (first.reported.get(name) or {}).get("by_token") or first.suite == "training"]
     if by_token and not same_tokens:
         names = [name for name in names if name not in by_token]
-        shown = ", ".join(by_token[:4]) + (", ..." if len(by_token) > 4 else "")
-        notes.append(f"the tokenizers differ: left out are figures per token ({shown})")
+        named = ", ".join(by_token[:4]) + (", ..." if len(by_token) > 4 else "")
+        notes.append(f"the tokenizers differ: left out are figures per token ({named})")
     for key in sorted({key for side in sides for key in side.settings} - {"tokenizer"}):
         values = [side.settings.get(key) for side in sides]
         if any(value != values[0] for value in values):

@@ -152,7 +152,8 @@ class EvaluateConfig:
     max_new_tokens: int = SampleConfig.max_new_tokens
     """Of each segment."""
     system: str | None = None
-    """Meta instruction of the questions; by default, for all models, the one that `model` was trained with most."""
+    """Meta instruction of the questions; by default, for all models, the one that `model` was trained with most. This and the next two are
+    for `suite=hhh` too."""
     thoughts: bool | None = None
     """Let the models write inner thoughts and commands before their replies; by default where `plugins` has any."""
     plugins: list[Plugin] = field(default_factory=list)
@@ -199,8 +200,10 @@ class EvaluateConfig:
                 for key, tasks in _ONLY.items()
                 if task not in tasks and getattr(self, key) not in (None, {}, [])
             ]
-        if task in (Task.dialogue, Task.plugins, Task.hhh):
+        if task in (Task.dialogue, Task.plugins):
             found += self.speaking().problems()
+        elif task == Task.hhh:
+            found += self.asking().problems()
         for key in ("data", "train"):
             value = getattr(self, key)
             if key == "data" and task == Task.perplexity and isinstance(value, dict):
@@ -276,6 +279,10 @@ class EvaluateConfig:
         # The likeliest token each time, unless something else is asked for: what is measured is then the model alone.
         values["temperature"] = self.temperature or 0.0
         return SpeakerConfig(model=self.model or "", **values | {"thoughts": True} | more)
+
+    def asking(self) -> SpeakerConfig:
+        """How a model answers questions in `suite=hhh`."""
+        return self.speaking(thoughts=self.thoughts, plugins=self.plugins, system=self.system)
 
     @property
     def chosen(self) -> Task | None:

@@ -124,8 +124,9 @@ def find_sources(data: Any) -> list[TextSource]:
         path = Path(pattern)
         if (path / FILE_NAME).is_file():
             sources = open_corpus(path).sources
-            alone = name is not None and len(sources) == 1
-            found += [TextSource(name if alone else f"{name}/{one}" if name else one, spec, one) for one in sources]
+            for one in sources:
+                named_alone = name if len(sources) == 1 else f"{name}/{one}"
+                found.append(TextSource(named_alone if name and named_alone else one, spec, one))
         else:
             try:
                 find_text_files(pattern)

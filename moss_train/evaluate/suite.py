@@ -24,6 +24,7 @@ from moss_train.errors import OutOfMemoryError
 from moss_train.evaluate.config import EvaluateConfig
 from moss_train.evaluate.figures import Measure, by_item
 from moss_train.evaluate.output import json_lines, write_artefact
+from moss_train.inference.config import SpeakerConfig
 from moss_train.inference.speaker import Speaker
 
 _log = logging.getLogger("moss_train")
@@ -65,7 +66,11 @@ def open_speaker(config: EvaluateConfig, **more: Any) -> Speaker:
         UsageError: It does not have the tag that is asked for.
         OutOfMemoryError: It needs more memory than there is.
     """
-    speaking = config.speaking(**more)
+    return make_speaker(config.speaking(**more))
+
+
+def make_speaker(speaking: SpeakerConfig) -> Speaker:
+    """As `open_speaker`, of settings of generation."""
     return Speaker(speaking, speaking.batch_size)
 
 

@@ -143,7 +143,7 @@ def _same_statement(first: Statement, other: Statement) -> bool:
         values = [_value_at(one, {**CONSTANTS, **point}) for one in (first, other)]
         if None in values or 0 in values:
             return False
-        ratios.append(Fraction(values[0]) / Fraction(values[1]))  # type: ignore[arg-type]
+        ratios.append(Fraction(values[0]) / Fraction(values[1]))
     equal = all(math.isclose(ratio, ratios[0], rel_tol=_CLOSE) for ratio in ratios)
     # An equation stays what it is when it is multiplied by a number; an expression does not.
     return (
