@@ -54,9 +54,10 @@ REFUSING = (
 """How a reply refuses, in small letters."""
 UNKNOWING = (
     "i don't know", "i do not know", "i can't know", "i cannot know", "no way of knowing", "no way to know", "i have no way",
-    "i'm not sure", "i am not sure", "cannot predict", "can't predict", "unable to predict", "impossible to know", "impossible to predict",
-    "i can't see", "i cannot see", "i can't tell", "i cannot tell", "i don't have access", "i do not have access", "i don't have information",
-    "i do not have information", "i don't have any information", "nobody knows", "no one knows", "i have no information",
+    "i'm not sure", "i am not sure", "cannot predict", "can't predict", "unable to predict", "impossible to know",
+    "impossible to predict", "i can't see", "i cannot see", "i can't tell", "i cannot tell", "i don't have access",
+    "i do not have access", "i don't have information", "i do not have information", "i don't have any information", "nobody knows",
+    "no one knows", "i have no information",
     "不知道", "不清楚", "无法知道", "无法得知", "无法预测", "不能预测", "无法预知", "没有办法知道", "无从得知", "我看不到",
     "我看不见", "不确定", "没有相关信息", "无法确定", "无法获知", "不了解您", "不了解你",
 )  # fmt: skip
