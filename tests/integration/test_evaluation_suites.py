@@ -82,16 +82,18 @@ def test_perplexity_is_that_of_a_plain_loop(made: Made, perplexities: list[Path]
 
     model, tokenizer = load_model(made.model, torch.float32).eval(), MossTokenizer.load(made.model)
     lines = items(perplexities[0])
-    for number, text in enumerate(TEXTS, 1):
+    texts = {f"first:{number}": text for number, text in enumerate(TEXTS, 1)}
+    texts |= {f"second:{number}": text[::-1] for number, text in enumerate(TEXTS, 1)}
+    for item, text in texts.items():
         ids = [tokenizer.endoftext, *tokenizer.encode(text)]
         nats = 0.0
         for place in range(1, len(ids)):
-            # Of the first 48 tokens each has all before it; of the next 48 each what its window holds; the last ones a full window.
-            begin = 0 if place <= 48 else len(ids) - 1 - 48 if place > (len(ids) - 1) // 48 * 48 else (place - 1) // 48 * 48
+            # The window that predicts a token ends at a multiple of 48, or with the document, and reads 48.
+            begin = max(0, min(-(-place // 48) * 48, len(ids) - 1) - 48)
             with torch.inference_mode():
                 logits = model(torch.tensor([ids[begin:place]])).logits[0, -1].double()
             nats -= float(torch.log_softmax(logits, -1)[ids[place]])
-        assert lines[f"first:{number}"]["nats"] == pytest.approx(nats, rel=1e-4)
+        assert lines[item]["nats"] == pytest.approx(nats, rel=1e-4)
 
 
 def test_it_is_an_artefact_of_its_own(made: Made, perplexities: list[Path]) -> None:
@@ -106,9 +108,9 @@ def test_it_is_an_artefact_of_its_own(made: Made, perplexities: list[Path]) -> N
 
 
 def test_a_smaller_stride_gives_more_context(made: Made, tmp_path: Path) -> None:
-    report, _ = made.run(tmp_path / "out", "suite=perplexity", f"data={made.texts}", "stride=8", "batch_tokens=64")
+    report, _ = made.run(tmp_path / "out", "suite=perplexity", f"data={made.more}", "stride=8", "batch_tokens=64")
     assert report["settings"]["stride"] == 8
-    whole, _ = made.run(tmp_path / "whole", "suite=perplexity", f"data={made.texts}", "stride=1000")
+    whole, _ = made.run(tmp_path / "whole", "suite=perplexity", f"data={made.more}", "stride=1000")
     assert whole["settings"]["stride"] == 48
     assert report["figures"]["perplexity/loss"]["weight"] == whole["figures"]["perplexity/loss"]["weight"]
     assert report["figures"]["perplexity/loss"]["value"] != whole["figures"]["perplexity/loss"]["value"]
