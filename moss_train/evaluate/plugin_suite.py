@@ -1,8 +1,9 @@
 """The suite `plugins`: held-out dialogues with tools, asked turn by turn, each with the turns before it as they stand in the data.
 
-Asked are the turns of dialogues in whose meta instruction a tool is switched on; in others there is nothing to decide. A turn calls where
-its Commands are not `None`, readable or not. Calls are run: calculator and equation solver here; where a model's calls are equivalent to
-those of the data, the results of the data stand in for tools that are not on this machine, such as a search.
+Asked are all turns that have Commands in the data, be they `None`. A turn calls where its Commands are not `None`, readable or not. Where
+no tool is switched on in the meta instruction, a call is a mistake, and only inner thoughts and commands are written. Calls are run: the
+calculator's and the equation solver's here; where a model's calls are equivalent to those of the data, the results of the data stand in for
+tools that are not on this machine, such as a search.
 
     decision     calls where the data does: accuracy, precision, recall, F1 over turns
     well formed  of the turns in which it calls, those whose Commands are calls of known tools with one text each
@@ -10,8 +11,8 @@ those of the data, the results of the data stand in for tools that are not on th
     arguments    of the same turns, those whose calls are equivalent (`tool_calls.py`); also of those with the right tools
     uses         of the turns with a result of which that can be told, those whose reply says it
 
-Beside them stands a model that always does what is done most in these very turns: the majority decision, and the majority tool. Intervals
-are over dialogues.
+Beside them stand two that need no model: one that always does what is done most in these very turns (the majority decision, and the
+majority tool), and one that calls wherever a tool is switched on. Intervals are over dialogues.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moss_train.data.dialogue import Dialogue, Turn
@@ -58,6 +59,7 @@ _SHOWN = {
     "precision": "decision: precision",
     "recall": "decision: recall",
     "f1": "decision: F1",
+    "on/accuracy": "right where tools are on",
     "well_formed": "calls well formed",
     "tool": "right tool",
     "arguments": "arguments equivalent",
@@ -73,18 +75,24 @@ class Question:
 
     Attributes:
         item: Name of its dialogue. dialogue: That. number: Of the turn, from 0.
-        calls: What the data calls; empty for none, None where its Commands cannot be read.
+        calls: What the data calls; empty for none, None where its Commands cannot be read. on: Whether a tool is switched on.
     """
 
     item: str
     dialogue: Dialogue
     number: int
     calls: list[Call] | None
+    on: bool = True
 
     @property
     def gold(self) -> Turn:
         """As it stands in the data."""
         return self.dialogue.turns[self.number]
+
+    @property
+    def asked(self) -> Turn:
+        """The segments to write: all of them, or, where no tool is switched on, those up to the decision."""
+        return self.gold if self.on else replace(self.gold, results=None, moss=None)
 
     @property
     def called(self) -> bool:
@@ -122,9 +130,7 @@ def evaluate_plugins(config: EvaluateConfig) -> None:
     dialogues, parts, bad = read_parts(config)
     questions, left_out = find_questions(dialogues)
     if not questions:
-        raise DataError(
-            f"data={config.data}: no turn to ask ({describe_counts(left_out)}); expected dialogues in which a tool is switched on"
-        )
+        raise DataError(f"data={config.data}: no turn to ask ({describe_counts(left_out)}); expected dialogues with Commands, be they None")
 
     def measure() -> tuple[Outcome, Sequence[Any]]:
         started = time.perf_counter()
@@ -136,13 +142,14 @@ def evaluate_plugins(config: EvaluateConfig) -> None:
         measures = tally(asked, given)
         majority, baseline = majority_of(asked)
         compared = compare(measures, baseline, config.seed)
+        switches = compare(measures, guess(asked, [one.on for one in asked], majority["tool"]), config.seed)
         sources = [source_of(spec, records, "evaluation") for spec, records in parts]
         counts = {"turns": len(asked), "called_in_data": sum(one.called for one in asked), "called": sum(one.called for one in given)}
         outcome = Outcome(
             SUITE,
             measures,
             {**common_settings(speaker), **generation_settings(speaker)},
-            {"counts": counts, "majority": majority, "baseline": compared, "left_out": dict(left_out + bad)},
+            {"counts": counts, "majority": majority, "baseline": compared, "as_switched": switches, "left_out": dict(left_out + bad)},
             sources=[source for source, _ in sources],
             parents=[parent for _, parents in sources for parent in parents],
             files={
@@ -154,7 +161,11 @@ def evaluate_plugins(config: EvaluateConfig) -> None:
             f"{counts['turns']:,} turns, the data calls in {counts['called_in_data']:,}, the model in {counts['called']:,}; "
             f"baseline: always {'a call' if majority['calls'] else 'no call'}, tool {majority['tool']}"
         ]
-        return outcome, [_table(measures, compared, config.seed), *lines, f"left out: {describe_counts(left_out + bad) or 'nothing'}"]
+        return outcome, [
+            _table(measures, compared, switches, config.seed),
+            *lines,
+            f"left out: {describe_counts(left_out + bad) or 'nothing'}",
+        ]
 
     run_suite(config, measure)
 
@@ -163,14 +174,12 @@ def find_questions(dialogues: Sequence[Dialogue]) -> tuple[list[Question], Count
     """The turns to ask, and how many others there are, by what they lack."""
     found, left_out = [], Counter[str]()
     for place, dialogue in enumerate(dialogues):
-        tools = switched_on(dialogue.meta_instruction)
+        on = bool(switched_on(dialogue.meta_instruction))
         for number, turn in enumerate(dialogue.turns):
             if turn.commands is None or turn.moss is None:
                 left_out["turns_without_commands"] += 1
-            elif not tools:
-                left_out["turns_without_tools"] += 1
             else:
-                found.append(Question(f"{place}:{dialogue.id}", dialogue, number, calls_in(turn.commands)))
+                found.append(Question(f"{place}:{dialogue.id}", dialogue, number, calls_in(turn.commands), on))
     return found, left_out
 
 
@@ -195,7 +204,7 @@ def ask(speaker: Speaker, questions: Sequence[Question], left_out: Counter[str])
                 text, results[number] = run_calls(commands, question, toolbox)
                 return text
 
-            yield number, ask_turn(speaker, transcript, question.gold, find)
+            yield number, ask_turn(speaker, transcript, question.asked, find)
 
     answers: dict[int, Answer] = {}
     told = time.perf_counter()
@@ -238,6 +247,7 @@ def tally(questions: Sequence[Question], answers: Sequence[Answer | None]) -> di
         called, calls = (answer.called, answer.calls or []) if answer is not None else (False, [])
         right = called and question.called
         add("accuracy", item, called == question.called)
+        add("on/accuracy", item, called == question.called, question.on)
         add("precision", item, right, called)
         add("recall", item, right, question.called)
         # F1 is a ratio of counts: twice the right calls to all calls of both.
@@ -246,12 +256,9 @@ def tally(questions: Sequence[Question], answers: Sequence[Answer | None]) -> di
         if answer is not None:
             add("well_formed", item, well_formed(answer.calls) and answer.turn.segments["commands"].end is End.own, called)
             add("ended", item, all(one.end is End.own for one in answer.turn.segments.values()))
-            told = [
-                said
-                for call, result in answer.results
-                if (said := uses_result(answer.turn.segments["moss"].text, call, result)) is not None
-            ]
-            add("uses_result", item, any(told), bool(told))
+            moss = answer.turn.segments.get("moss")
+            told = [uses_result(moss.text if moss else "", call, result) for call, result in answer.results]
+            add("uses_result", item, any(told), bool(moss) and any(said is not None for said in told))
         if question.calls:
             names = Counter(call.name for call in question.calls)
             right_tool = Counter(call.name for call in calls) == names
@@ -269,56 +276,71 @@ def majority_of(questions: Sequence[Question]) -> tuple[dict[str, Any], dict[str
     calls = 2 * sum(question.called for question in questions) > len(questions)
     tools = Counter(call.name for question in questions for call in question.calls or ())
     tool = tools.most_common(1)[0][0] if tools else None
+    return {"calls": calls, "tool": tool, "tools": dict(tools.most_common())}, guess(questions, [calls] * len(questions), tool)
+
+
+def guess(questions: Sequence[Question], calls: Sequence[bool], tool: str | None) -> dict[str, Measure]:
+    """The figures of decisions that no model made.
+
+    Args:
+        questions: What was asked. calls: Whether it calls, in the same order. tool: What it calls.
+    """
     measures = tally(questions, [None] * len(questions))
-    fresh = {name: Measure() for name in ("accuracy", "precision", "recall", "f1", "tool")}
-    for question in questions:
-        right = calls and question.called
-        fresh["accuracy"].add(question.item, calls == question.called, 1)
-        fresh["precision"].add(question.item, right, calls)
+    fresh = {name: Measure() for name in ("accuracy", "precision", "recall", "f1", "on/accuracy", "tool")}
+    for question, called in zip(questions, calls, strict=True):
+        right = called and question.called
+        fresh["accuracy"].add(question.item, called == question.called, 1)
+        fresh["on/accuracy"].add(question.item, called == question.called, question.on)
+        fresh["precision"].add(question.item, right, called)
         fresh["recall"].add(question.item, right, question.called)
-        fresh["f1"].add(question.item, 2 * right, calls + question.called)
+        fresh["f1"].add(question.item, 2 * right, called + question.called)
         if question.calls:
-            # Given that it knew when to call: the tool alone is guessed.
+            # As if it knew when to call: the tool alone is guessed.
             fresh["tool"].add(question.item, [call.name for call in question.calls] == [tool], 1)
-    measures.update({f"{SUITE}/{name}": one for name, one in fresh.items()})
-    return {"calls": calls, "tool": tool, "tools": dict(tools.most_common())}, measures
+    return measures | {f"{SUITE}/{name}": one for name, one in fresh.items()}
 
 
 def compare(measures: Mapping[str, Measure], baseline: Mapping[str, Measure], seed: int) -> dict[str, Any]:
-    """The baseline's figures, and the model's less these."""
+    """A baseline's figures, and the model's less these."""
     found = {}
-    for name in ("accuracy", "precision", "recall", "f1", "tool", "arguments"):
+    for name in ("accuracy", "precision", "recall", "f1", "on/accuracy", "tool", "arguments"):
         model, other = measures[f"{SUITE}/{name}"], baseline[f"{SUITE}/{name}"]
         found[f"{SUITE}/{name}"] = {**other.describe(seed), "model_minus_it": difference(other, model, seed)}
     return found
 
 
-def _table(measures: Mapping[str, Measure], compared: Mapping[str, Any], seed: int) -> Any:
-    table = make_table("tools, in %", ("", "dialogues", "of", "model", "95 %", "baseline", "model minus it", "95 %"))
-    shown = dict(_SHOWN) | {
-        name.removeprefix(f"{SUITE}/"): name.removeprefix(f"{SUITE}/")
-        .replace("tool/", "recall of ")
-        .replace("/f1", ": F1")
-        .replace("/", " ")
-        for name in sorted(measures)
-        if name.removeprefix(f"{SUITE}/") not in _SHOWN
-    }
-    for key, words in shown.items():
-        measure, other = measures[f"{SUITE}/{key}"], compared.get(f"{SUITE}/{key}")
-        beside = ["-"] * 3
+def _table(measures: Mapping[str, Measure], compared: Mapping[str, Any], switches: Mapping[str, Any], seed: int) -> Any:
+    headings = ("", "dialogues", "of", "model", "95 %", "majority", "model minus it", "95 %", "as switched")
+    table = make_table("tools, in %", headings)
+    for key, words in {**_SHOWN, **_more_shown(measures)}.items():
+        name = f"{SUITE}/{key}"
+        measure, other, switched = measures[name], compared.get(name), switches.get(name)
+        beside = ["-"] * 4
         if other is not None and other["value"] is not None:
             beside[0] = f"{100 * other['value']:.1f}"
             minus = other["model_minus_it"]
             if minus is not None:
                 beside[1] = f"{100 * minus['value']:+.1f}"
                 beside[2] = "..".join(f"{100 * bound:+.1f}" for bound in minus["interval"]) if minus["interval"] else "-"
+        if switched is not None and switched["value"] is not None:
+            beside[3] = f"{100 * switched['value']:.1f}"
         weight = sum(one for _, one in measure.parts.values())
         table.add_row(as_label(words), f"{len(measure.parts):,}", f"{weight:,.0f}", *percent(measure, seed), *beside)
     return table
 
 
+def _more_shown(measures: Mapping[str, Measure]) -> dict[str, str]:
+    """Figures by tool and by language, and their words."""
+    found = {}
+    for name in sorted(measures):
+        key = name.removeprefix(f"{SUITE}/")
+        if key not in _SHOWN:
+            found[key] = key.replace("tool/", "recall of ").replace("/f1", ": F1").replace("/", " ")
+    return found
+
+
 def _picture(measures: Mapping[str, Measure], baseline: Mapping[str, Measure], seed: int) -> bytes:
-    guessed = ("accuracy", "precision", "recall", "f1", "tool", "arguments")
+    guessed = ("accuracy", "precision", "recall", "f1", "on/accuracy", "tool", "arguments")
     bars = [
         Bar(words, measures[f"{SUITE}/{key}"].describe(seed), baseline[f"{SUITE}/{key}"].value if key in guessed else None)
         for key, words in _SHOWN.items()
@@ -335,6 +357,7 @@ def _line(question: Question, answer: Answer) -> dict[str, Any]:
         "gold_commands": question.gold.commands,
         "segments": {name: {"text": one.text, "end": one.end.value} for name, one in answer.turn.segments.items()},
         "results": answer.turn.results,
+        "on": question.on,
         "called": answer.called,
         "well_formed": well_formed(answer.calls),
         "same": bool(answer.calls and question.calls and same_calls(answer.calls, question.calls)),

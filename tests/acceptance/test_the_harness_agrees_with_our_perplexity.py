@@ -67,7 +67,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tasks and their data."""
     folder = tmp_path_factory.mktemp("tasks")
     # Both ways round: the second way is not what the tokenizer has learned, so it takes several windows.
-    write_lines(folder / "texts.jsonl", [{"text": text} for text in (*TEXTS, *(text[::-1] for text in TEXTS), "".join(TEXTS))])
+    write_lines(folder / "texts.jsonl", [{"text": text} for text in (*TEXTS, *(text[::-1] for text in TEXTS), "".join(TEXTS)[::-1])])
     write_lines(folder / "questions.jsonl", QUESTIONS)
     for name, yaml, data in (("choice", CHOICE, "questions"), ("text", PERPLEXITY, "texts"), ("generate", GENERATE, "questions")):
         (folder / f"{name}.yaml").write_text(yaml.format(path=folder / f"{data}.jsonl"), encoding="utf-8")

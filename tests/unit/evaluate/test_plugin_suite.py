@@ -10,7 +10,7 @@ import pytest
 from moss_train.data.dialogue import Dialogue, Turn, meta_instruction
 from moss_train.evaluate.asking import AskedTurn, End, Segment
 from moss_train.evaluate.dialogue_suite import judge_format
-from moss_train.evaluate.plugin_suite import Answer, Question, calls_in, compare, find_questions, majority_of, run_calls, tally
+from moss_train.evaluate.plugin_suite import Answer, Question, calls_in, compare, find_questions, guess, majority_of, run_calls, tally
 from moss_train.inference.plugins import make_toolbox
 
 META = meta_instruction(inner_thoughts=True, calculator=True, web_search=True)
@@ -40,8 +40,11 @@ DIALOGUES = [
 @pytest.fixture
 def questions() -> list[Question]:
     found, left_out = find_questions(DIALOGUES)
-    assert left_out == Counter(turns_without_tools=1, turns_without_commands=1)
-    return found
+    assert left_out == Counter(turns_without_commands=1)
+    assert [one.on for one in found] == [True] * 5 + [False]
+    # Up to the decision, where there is nothing to use.
+    assert (found[5].asked.thoughts, found[5].asked.moss) == (" think", None)
+    return found[:5]
 
 
 def answer(commands: str, results: list[Any] | None = None, reply: str = " ok", end: End = End.own) -> Answer:
@@ -101,6 +104,19 @@ def test_the_baseline_does_what_is_done_most(questions: list[Question]) -> None:
     assert never["calls"] is False
     assert baseline["plugins/precision"].value is None
     assert baseline["plugins/f1"].value == 0
+
+
+def test_calls_as_switched(questions: list[Question]) -> None:
+    off = Question("off", DIALOGUES[2], 0, [], on=False)
+    every = [*questions, off]
+    found = guess(every, [one.on for one in every], "Search")
+    assert found["plugins/accuracy"].value == 4 / 6
+    assert found["plugins/on/accuracy"].value == 3 / 5
+    assert found["plugins/recall"].value == 1
+    called = figures(
+        [off], [Answer(AskedTurn({"thoughts": Segment(" t", End.own), "commands": Segment(SEARCH, End.own)}, None, 0), calls_in(SEARCH))]
+    )
+    assert (called["accuracy"], called["on/accuracy"], called["precision"], called["uses_result"]) == (0, None, 0, None)
 
 
 def test_the_difference_to_the_baseline_is_of_the_same_turns(questions: list[Question]) -> None:
