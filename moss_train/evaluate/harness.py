@@ -158,7 +158,9 @@ def read_samples(found: dict[str, Any]) -> tuple[dict[str, Measure], dict[str, f
                     measures.setdefault(name, Measure()).add(item, float(value), 1.0)
         offered = [len(sample["arguments"]) for sample in samples if "acc" in sample["metrics"]]
         if offered:
-            chances[f"{SUITE}/{task}/acc"] = sum(1 / count for count in offered) / len(offered)
+            chances |= dict.fromkeys(
+                (f"{SUITE}/{task}/acc", f"{SUITE}/{task}/acc_norm"), sum(1 / count for count in offered) / len(offered)
+            )
     return measures, chances
 
 
