@@ -249,12 +249,19 @@ def quote_texts(arguments: list[str], schema: type, sweep: bool = False) -> list
                 value = f"[{','.join(_quote(item.strip()) for item in listed[1].split(','))}]"
             elif weighted := re.fullmatch(r"\{(.*)\}", value, flags=re.DOTALL):
                 pairs = [item.rpartition(":") for item in weighted[1].split(",")]
-                if all(path.strip() for path, _, _ in pairs):
-                    value = f"{{{', '.join(f'{encode_key(path.strip())}: {_quote_items(weight)}' for path, _, weight in pairs)}}}"
+                if all(key.strip() for key, _, _ in pairs):
+                    value = f"{{{', '.join(f'{encode_key(key.strip())}: {_weight_or_path(item)}' for key, _, item in pairs)}}}"
             else:
                 value = _quote(value)
         quoted.append(f"{key}{equals}{value}")
     return quoted
+
+
+def _weight_or_path(value: str) -> str:
+    """What stands behind a key of a mixture as it is; a path behind the name of a source, in quotes."""
+    value = value.strip()
+    is_path = re.search(r"[/#~]|\.\w*[A-Za-z]", value) is not None and not re.fullmatch(r"[-+.\deE_]+", value)
+    return _quote(value) if is_path else value
 
 
 def _quote_items(value: str) -> str:
