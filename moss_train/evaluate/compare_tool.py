@@ -25,7 +25,8 @@ from moss_train.files import replace_content
 COMMANDS = ("compare",)
 _MEASURED = ("evaluation", "held_out", "valid")
 """Roles of data that figures are measured on."""
-_NOT_SETTINGS = ("suite", "conditions", "levels", "scale", "tokenizer", "left_out", "dtype", "device", "positions", "temperature_fitted")
+_NOT_SETTINGS = ("suite", "task", "conditions", "levels", "scale", "tokenizer", "left_out")
+"""Details of an evaluation that its figures do not follow from, or that are looked at apart."""
 
 
 @dataclass
@@ -157,7 +158,8 @@ def _describe_parent(path: Path, parent: Any) -> dict[str, Any]:
     record = load(place) if place is not None else None
     if record is None:
         return {}
-    return {"stage": record.lineage.stage, "number_format": record.lineage.number_format, "bits": record.lineage.details.get("bits")}
+    found = {"name": name_of(place), "stage": record.lineage.stage}
+    return found | {"number_format": record.lineage.number_format, "bits": record.lineage.details.get("bits")}
 
 
 def _read_report(path: Path) -> dict[str, Any]:

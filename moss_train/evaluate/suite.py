@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import torch
 from moss_train.artifacts import lineage, lineage_kinds
 from moss_train.artifacts.lineage_graph import name_of
 from moss_train.data.records import ProblemList
-from moss_train.errors import OutOfMemoryError
+from moss_train.errors import OutOfMemoryError, UsageError
 from moss_train.evaluate.config import EvaluateConfig
 from moss_train.evaluate.figures import Measure, by_item
 from moss_train.evaluate.output import json_lines, write_artefact
@@ -82,8 +83,12 @@ def run_suite(config: EvaluateConfig, measure: Callable[[], tuple[Outcome, Seque
         measure: What does it; gives the outcome, and what is printed: tables of rich, or lines.
 
     Raises:
+        UsageError: Several ranks were started.
         MossTrainError: As `measure` does; or `out` cannot be written.
     """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1:
+        raise UsageError(f"suite={config.chosen} with {ranks} ranks: it is measured by one process; start it with python")
     try:
         outcome, shown = measure()
     except torch.OutOfMemoryError as error:

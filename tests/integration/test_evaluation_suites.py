@@ -211,6 +211,12 @@ def test_what_is_wrong_is_told(made: Made, tmp_path: Path, arguments: list[str],
     assert not (tmp_path / "out").exists()
 
 
+def test_ranks_are_refused(made: Made, tmp_path: Path) -> None:
+    ended = forked(2, SCRIPT, "suite=perplexity", f"model={made.model}", f"data={made.texts}", f"out={tmp_path / 'out'}")
+    assert ended.returncode == 2
+    assert "with 2 ranks: it is measured by one process" in ended.stderr
+
+
 def test_without_the_harness_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     from moss_train.errors import UsageError
     from moss_train.evaluate import harness
