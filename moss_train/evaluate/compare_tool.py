@@ -156,7 +156,7 @@ def _describe_parent(path: Path, parent: Any) -> dict[str, Any]:
     """What the record of an evaluated model says, where it is found."""
     place = Places().find(parent, path).path
     record = load(place) if place is not None else None
-    if record is None:
+    if place is None or record is None:
         return {}
     found = {"name": name_of(place), "stage": record.lineage.stage}
     return found | {"number_format": record.lineage.number_format, "bits": record.lineage.details.get("bits")}
