@@ -67,7 +67,14 @@ PROGRAMS = {
     "rank": Program("rank", "moss_train.pm.rank_config:RankConfig", "moss_train.pm.rank:main", is_job=True),
     "score": Program("score", "moss_train.pm.score_config:ScoreConfig", "moss_train.pm.score_job:main", is_job=True),
     "tag": Program("tag", "moss_train.pm.tag_config:TagConfig", "moss_train.pm.tag:main", is_job=True),
-    "evaluate": Program("evaluate", "moss_train.evaluate.config:EvaluateConfig", "moss_train.evaluate.main:main", is_job=True),
+    "evaluate": Program(
+        "evaluate",
+        "moss_train.evaluate.config:EvaluateConfig",
+        "moss_train.evaluate.main:main",
+        is_job=True,
+        tool="moss_train.evaluate.compare_tool:main",
+        tool_commands=("compare",),
+    ),
 }
 
 PROGRAMS["verify_resume"].stages.update(
@@ -242,12 +249,19 @@ def quote_texts(arguments: list[str], schema: type, sweep: bool = False) -> list
                 value = f"[{','.join(_quote(item.strip()) for item in listed[1].split(','))}]"
             elif weighted := re.fullmatch(r"\{(.*)\}", value, flags=re.DOTALL):
                 pairs = [item.rpartition(":") for item in weighted[1].split(",")]
-                if all(path.strip() for path, _, _ in pairs):
-                    value = f"{{{', '.join(f'{encode_key(path.strip())}: {weight.strip()}' for path, _, weight in pairs)}}}"
+                if all(key.strip() for key, _, _ in pairs):
+                    value = f"{{{', '.join(f'{encode_key(key.strip())}: {_weight_or_path(item)}' for key, _, item in pairs)}}}"
             else:
                 value = _quote(value)
         quoted.append(f"{key}{equals}{value}")
     return quoted
+
+
+def _weight_or_path(value: str) -> str:
+    """What stands behind a key of a mixture as it is; a path behind the name of a source, in quotes."""
+    value = value.strip()
+    is_path = re.search(r"[/#~]|\.\w*[A-Za-z]", value) is not None and not re.fullmatch(r"[-+.\deE_]+", value)
+    return _quote(value) if is_path else value
 
 
 def _quote_items(value: str) -> str:

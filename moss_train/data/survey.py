@@ -36,8 +36,12 @@ _CHINESE_SHARE = 1 / 6
 
 
 def language_of(dialogue: Dialogue) -> str:
-    """`zh`, `en` or `other`, by what the human and MOSS say: the share of CJK characters among the letters, then of Latin ones."""
-    said = "".join(text for turn in dialogue.turns for text in (turn.human, turn.moss or ""))
+    """`zh`, `en` or `other`, by what the human and MOSS say."""
+    return language_of_text("".join(text for turn in dialogue.turns for text in (turn.human, turn.moss or "")))
+
+
+def language_of_text(said: str) -> str:
+    """`zh`, `en` or `other`, by the share of CJK characters among the letters, then of Latin ones."""
     letters = len(_LETTER.findall(said))
     if letters and len(_CJK.findall(said)) >= _CHINESE_SHARE * letters:
         return "zh"

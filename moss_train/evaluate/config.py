@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from moss_train.config import ExportDtype, OnBad, Plugin
-from moss_train.inference.config import ToolsConfig
+from moss_train.inference.config import SpeakerConfig, ToolsConfig
 from moss_train.pm.sample_config import SampleConfig
 
 
@@ -23,6 +23,16 @@ class Task(StrEnum):
     """Whether the tags of a model trained on levels steer it, beside other ways to better answers."""
     make_probes = "make_probes"
     """Writes the facts: texts to train on, and what to ask. No model takes part."""
+    perplexity = "perplexity"
+    """Loss, perplexity and bits per byte of texts, by source and language."""
+    dialogue = "dialogue"
+    """Loss of dialogues by kind of segment and by turn, and whether what a model writes keeps to the format."""
+    plugins = "plugins"
+    """Whether tools are called when they should be, with what, and whether the reply uses what they found."""
+    hhh = "hhh"
+    """Refusals of what should be refused, of what should not, and of what nobody can know."""
+    harness = "harness"
+    """Tasks of lm-evaluation-harness whose data are on this machine."""
 
 
 class Ask(StrEnum):
@@ -81,13 +91,14 @@ class EvaluateConfig:
     `suite=control` one trained on levels."""
     data: Any = None
     """For `suite=pm`: comparisons in any layout, a path or a list of paths; `PATH#N` takes the first N records. For `suite=control`,
-    optional: held-out dialogues, whose replies the models should find likely."""
+    optional: held-out dialogues, whose replies the models should find likely. For `suite=dialogue` and `suite=plugins`: held-out dialogues.
+    For `suite=perplexity`: text files, records with a text, or directories of `prepare`; also `{NAME: PATH}`, a source by each name."""
     train: Any = None
     """For `suite=pm`: comparisons that the bag of words, a baseline, learns from; without them it is cross-validated on `data`."""
     batch_tokens: int = 16_384
-    """For `suite=pm` and `suite=control`: tokens at once, of several responses with their contexts."""
+    """Tokens at once where likelihoods are computed, of several documents, or responses with their contexts."""
     on_bad: OnBad = OnBad.fail
-    """For `suite=pm`, and for `data` of `suite=control`: tell all bad records and end, or leave them out."""
+    """Of `data`: tell all bad records and end, or leave them out."""
     max_bad_share: float = 0.01
     """With `skip`, the share of bad records above which it ends nevertheless."""
     probes: str | None = None
@@ -104,23 +115,45 @@ class EvaluateConfig:
     allow_pickle: bool = False
     """Accept pickled `.bin` weights; they are read through torch's restricted loader."""
 
+    text_key: str = "text"
+    """For `suite=perplexity`: field of a record that holds its text."""
+    stride: int | None = None
+    """For `suite=perplexity`: tokens that each window of a long document predicts after the first one, which predicts all of its own; by
+    default as many as the model has positions. Fewer give each token more context, and take longer."""
+    replies: int = 100
+    """For `suite=dialogue`: turns that are written anew to see their format, evenly spread over all; 0 for none."""
+    tag: str = "auto"
+    """How good a reply is asked for, as in generation, for suites that have replies written; `suite=control` asks for all levels."""
+    tasks: list[str] = field(default_factory=lambda: ["moss_choice", "moss_text"])
+    """For `suite=harness`: names of tasks, of those that come along or lie in `task_path`."""
+    task_path: str | None = None
+    """For `suite=harness`: a directory with tasks as YAML, in the harness's own form."""
+    fewshot: int | None = None
+    """For `suite=harness`: examples before each question; by default as the task says."""
+    limit: int | None = None
+    """For `suite=harness`: the first so many documents of each task."""
+
     pm: str | None = None
     """For `suite=control`: the preference model that judges; another than the one that gave the levels. So are all keys down to
-    `guidance_from`."""
+    `guidance_from`; other suites that have replies written take those from `temperature` to `max_new_tokens`, and `suite=plugins` takes
+    `tools`."""
     prompts: str | None = None
-    """Questions, as for `scripts/sample.py`; those with a `checker` are checked too. Exactly one of `prompts` and `dialogue` is given."""
+    """Questions, as for `scripts/sample.py`; those with a `checker` are checked too. Exactly one of `prompts` and `dialogue` is given. For
+    `suite=hhh`, optional: questions with a `kind` (harmful, benign, unknowable) and a `language`, instead of those that come along."""
     dialogue: str | None = None
     """Dialogues whose last replies are written anew."""
     samples: int = SampleConfig.samples
     """Responses to each prompt, in each condition."""
-    temperature: float = SampleConfig.temperature
+    temperature: float | None = None
+    """By default 1 for `suite=control`, as in sampling, and 0, the likeliest token each time, for the others."""
     top_p: float = SampleConfig.top_p
     top_k: int = SampleConfig.top_k
     repetition_penalty: float = SampleConfig.repetition_penalty
     max_new_tokens: int = SampleConfig.max_new_tokens
     """Of each segment."""
     system: str | None = None
-    """Meta instruction of the questions; by default, for all models, the one that `model` was trained with most."""
+    """Meta instruction of the questions; by default, for all models, the one that `model` was trained with most. This and the next two are
+    for `suite=hhh` too."""
     thoughts: bool | None = None
     """Let the models write inner thoughts and commands before their replies; by default where `plugins` has any."""
     plugins: list[Plugin] = field(default_factory=list)
@@ -158,25 +191,27 @@ class EvaluateConfig:
             found.append(f"task must be given: task={' or '.join(Task)}")
         if self.task is not None and self.suite is not None and self.task != self.suite:
             found.append(f"task={self.task} and suite={self.suite} are two names of one key; leave one of them out")
-        if task == Task.pm:
-            found += [f"{key} must be given: {key}={what}" for key, what in _PM_NEEDS.items() if not getattr(self, key)]
-        if task == Task.control:
-            found += self._problems_of_control()
-        elif task is not None:
-            given = [key for key in _CONTROL_ONLY if getattr(self, key)]
-            found += [f"{key} has no effect on task={task}; leave it out" for key in given]
+        if task is not None:
+            found += [f"{key} must be given: {key}={what}" for key, what in _NEEDS.get(task, {}).items() if not getattr(self, key)]
+            if task == Task.control:
+                found += self._problems_of_control()
+            found += [
+                f"{key} has no effect on task={task}; leave it out"
+                for key, tasks in _ONLY.items()
+                if task not in tasks and getattr(self, key) not in (None, {}, [])
+            ]
+        if task in (Task.dialogue, Task.plugins):
+            found += self.speaking().problems()
+        elif task == Task.hhh:
+            found += self.asking().problems()
         for key in ("data", "train"):
             value = getattr(self, key)
-            if value is not None and task not in ((Task.pm, Task.control, None) if key == "data" else (Task.pm, None)):
-                found.append(f"{key} has no effect on task={task}; leave it out")
+            if key == "data" and task == Task.perplexity and isinstance(value, dict):
+                found += [
+                    f"data.{name} is {path!r}; expected a path" for name, path in value.items() if not isinstance(path, str) or not path
+                ]
             elif not (value is None or isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))):
                 found.append(f"{key} is {value!r}; expected a path or a list of paths")
-        if task == Task.transfer:
-            found += [f"{key} must be given: {key}=DIR" for key in ("model", "probes") if getattr(self, key) is None]
-        if task == Task.make_probes:
-            found += [
-                f"{key} has no effect on task=make_probes; leave it out" for key in ("model", "probes") if getattr(self, key) is not None
-            ]
         for key, least, most in (
             ("choices", 2, 8),
             ("batch_size", 1, None),
@@ -187,8 +222,14 @@ class EvaluateConfig:
             ("repetitions", 1, None),
             ("sentences", 1, None),
             ("parallel", 0, 20_000),
+            ("replies", 0, None),
+            ("stride", 1, None),
+            ("fewshot", 0, None),
+            ("limit", 1, None),
         ):
             value = getattr(self, key)
+            if value is None:
+                continue
             if value < least or (most is not None and value > most):
                 found.append(f"{key} is {value}; expected {least} {'or more' if most is None else f'to {most}'}")
         if not 0 <= self.max_bad_share <= 1:
@@ -197,10 +238,7 @@ class EvaluateConfig:
 
     def _problems_of_control(self) -> list[str]:
         """Of the suite `control`."""
-        found = [f"{key} must be given: {key}=DIR" for key in ("model", "pm") if not getattr(self, key)]
-        if self.probes is not None:
-            found.append("probes has no effect on task=control; leave it out")
-        found += self.sampling(self.model or "", "none").problems()
+        found = self.sampling(self.model or "", "none").problems()
         for name, directory in self.against.items():
             if not _AGAINST.fullmatch(name) or name == "none":
                 found.append(
@@ -227,7 +265,24 @@ class EvaluateConfig:
             model: Its directory. tag, guidance: As there; 1 is no guidance.
         """
         shared = {name: getattr(self, name) for name in _SAMPLING}
+        if self.temperature is None:
+            shared["temperature"] = SampleConfig.temperature
         return SampleConfig(model=model, out="-", tag=tag, guidance=guidance, **shared)
+
+    def speaking(self, **more: Any) -> SpeakerConfig:
+        """How a model answers in the suites that have one reply written to each question.
+
+        Args:
+            more: Settings that differ from those here.
+        """
+        values = {name: getattr(self, name) for name in _SPEAKING}
+        # The likeliest token each time, unless something else is asked for: what is measured is then the model alone.
+        values["temperature"] = self.temperature or 0.0
+        return SpeakerConfig(model=self.model or "", **values | {"thoughts": True} | more)
+
+    def asking(self) -> SpeakerConfig:
+        """How a model answers questions in `suite=hhh`."""
+        return self.speaking(thoughts=self.thoughts, plugins=self.plugins, system=self.system)
 
     @property
     def chosen(self) -> Task | None:
@@ -235,8 +290,32 @@ class EvaluateConfig:
         return self.task or self.suite
 
 
-_PM_NEEDS = {"model": "DIR", "data": "FILE"}
-_CONTROL_ONLY = ("pm", "prompts", "dialogue", "against", "guidance")
+_NEEDS: dict[Task, dict[str, str]] = {
+    Task.transfer: {"model": "DIR", "probes": "DIR"},
+    Task.pm: {"model": "DIR", "data": "FILE"},
+    Task.control: {"model": "DIR", "pm": "DIR"},
+    Task.perplexity: {"model": "DIR", "data": "PATH"},
+    Task.dialogue: {"model": "DIR", "data": "FILE"},
+    Task.plugins: {"model": "DIR", "data": "FILE"},
+    Task.hhh: {"model": "DIR"},
+    Task.harness: {"model": "DIR", "tasks": "[NAME,...]"},
+}
+_ONLY: dict[str, tuple[Task, ...]] = {
+    "model": tuple(task for task in Task if task != Task.make_probes),
+    "probes": (Task.transfer,),
+    "data": (Task.pm, Task.control, Task.perplexity, Task.dialogue, Task.plugins),
+    "train": (Task.pm,),
+    "pm": (Task.control,),
+    "prompts": (Task.control, Task.hhh),
+    "dialogue": (Task.control,),
+    "against": (Task.control,),
+    "guidance": (Task.control,),
+    "stride": (Task.perplexity,),
+    "task_path": (Task.harness,),
+    "fewshot": (Task.harness,),
+    "limit": (Task.harness,),
+}
+"""The tasks on which a key has an effect, of keys that say nothing by default."""
 _SAMPLING = (
     "prompts",
     "dialogue",
@@ -258,6 +337,20 @@ _SAMPLING = (
     "allow_pickle",
 )
 """Keys of sampling that `suite=control` takes."""
+_SPEAKING = (
+    "tag",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "max_new_tokens",
+    "tools",
+    "batch_size",
+    "seed",
+    "dtype",
+    "unverified",
+    "allow_pickle",
+)
+"""Keys of generation that suites with replies take."""
 
 
 def paths_of(value: Any) -> list[str]:

@@ -200,6 +200,7 @@ def _settings(config: EvaluateConfig) -> dict[str, Any]:
     names = ("samples", "seed", "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "batch_tokens")
     sampling = config.sampling(config.model or "", "none")
     settings: dict[str, Any] = {name: getattr(config, name) for name in names} | {
+        "temperature": sampling.temperature,
         "taken_from": "prompts" if config.dialogue is None else "dialogue",
         "system": system_text(sampling) if config.dialogue is None else None,
         "thoughts": sampling.writes_thoughts,

@@ -65,17 +65,27 @@ def ratio_of_sums(parts: npt.ArrayLike, weights: npt.ArrayLike, seed: int = 0) -
         parts, weights: `[items]`; weights above zero.
         seed: Of the resampling.
     """
-    items, counts = np.unique(np.round(np.column_stack([parts, weights]), 12), axis=0, return_counts=True)
+    drawn = resample_ratios(np.column_stack([parts, weights]), seed)
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def resample_ratios(columns: npt.ArrayLike, seed: int = 0) -> npt.NDArray[np.float64]:
+    """The sums of columns over items that are drawn anew, `[resamples, columns]`.
+
+    Args:
+        columns: `[items, columns]`. seed: Of the resampling.
+    """
+    items, counts = np.unique(np.round(np.asarray(columns, dtype=float), 12), axis=0, return_counts=True)
     total = int(counts.sum())
     # 2^22 counts at a time: 32 MiB.
     at_once = max(1, 2**22 // len(items))
     generator = np.random.default_rng(seed)
-    ratios: list[float] = []
-    while len(ratios) < _RESAMPLES:
-        drawn = generator.multinomial(total, counts / total, size=min(at_once, _RESAMPLES - len(ratios))) @ items
-        ratios.extend(drawn[:, 0] / drawn[:, 1])
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return float(low), float(high)
+    sums: list[npt.NDArray[np.float64]] = []
+    while sum(map(len, sums)) < _RESAMPLES:
+        size = min(at_once, _RESAMPLES - sum(map(len, sums)))
+        sums.append(generator.multinomial(total, counts / total, size=size) @ items)
+    return np.concatenate(sums)
 
 
 def clustered_share(parts: npt.ArrayLike, weights: npt.ArrayLike, seed: int = 0) -> tuple[float, float, str]:

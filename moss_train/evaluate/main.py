@@ -39,3 +39,23 @@ def main(config: EvaluateConfig) -> None:
             from moss_train.evaluate.control import evaluate_control
 
             evaluate_control(config)
+        case Task.perplexity:
+            from moss_train.evaluate.perplexity import evaluate_perplexity
+
+            evaluate_perplexity(config)
+        case Task.dialogue:
+            from moss_train.evaluate.dialogue_suite import evaluate_dialogues
+
+            evaluate_dialogues(config)
+        case Task.plugins:
+            from moss_train.evaluate.plugin_suite import evaluate_plugins
+
+            evaluate_plugins(config)
+        case Task.hhh:
+            from moss_train.evaluate.hhh import evaluate_hhh
+
+            evaluate_hhh(config)
+        case Task.harness:
+            from moss_train.evaluate.harness import evaluate_harness
+
+            evaluate_harness(config)

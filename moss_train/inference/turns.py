@@ -80,7 +80,7 @@ def write_turn(
     Raises:
         UsageError: Question and meta instruction leave no room for a reply.
     """
-    writer = _TurnWriter(transcript, max_new_tokens, positions)
+    writer = TurnWriter(transcript, max_new_tokens, positions)
     run = None
     if style is Style.empty:
         transcript.put_none()
@@ -129,7 +129,7 @@ def check_room(transcript: Transcript, style: Style, max_new_tokens: int, positi
     return too_long(tokens, positions) if positions - tokens < min(_LEAST_ROOM, max_new_tokens) else None
 
 
-class _TurnWriter:
+class TurnWriter:
     """Writes segments of the last turn, one after another."""
 
     def __init__(self, transcript: Transcript, max_new_tokens: int, positions: int):

@@ -25,7 +25,7 @@ def test_the_job_is_one_of_the_programs() -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"task": None}, "task must be given: task=transfer or pm or control or make_probes"),
+        ({"task": None}, f"task must be given: task={' or '.join(Task)}"),
         ({"suite": Task.pm, "model": "m"}, "data must be given: data=FILE"),
         ({"suite": Task.pm, "model": "m", "data": ["a", 3]}, "data is ['a', 3]; expected a path or a list of paths"),
         ({"task": Task.make_probes, "data": "d"}, "data has no effect on task=make_probes; leave it out"),
@@ -92,7 +92,7 @@ def test_every_problem_is_told_at_once() -> None:
     result = python("scripts/evaluate.py", "chocies=3", "batch_size=0")
     assert result.returncode == 2
     for expected in (
-        "task must be given: task=transfer or pm or control or make_probes",
+        f"task must be given: task={' or '.join(Task)}",
         "out must be given",
         "chocies: there is no such key; did you mean choices?",
         "batch_size is 0; expected 1 or more",
@@ -106,3 +106,36 @@ def test_making_probes_loads_no_torch(tmp_path: Path) -> None:
         "from moss_train.cli import run; run('evaluate'); print('torch' in sys.modules)"
     )
     assert succeeded(run([sys.executable, "-c", code])).stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"suite": Task.perplexity, "model": "m"}, "data must be given: data=PATH"),
+        ({"suite": Task.perplexity, "model": "m", "data": {"zh": 3}}, "data.zh is 3; expected a path"),
+        ({"suite": Task.plugins, "model": "m", "data": {"zh": "a"}}, "data is {'zh': 'a'}; expected a path or a list of paths"),
+        ({"suite": Task.perplexity, "model": "m", "data": "d", "stride": 0}, "stride is 0; expected 1 or more"),
+        ({"suite": Task.dialogue, "model": "m", "data": "d", "stride": 8}, "stride has no effect on task=dialogue; leave it out"),
+        ({"suite": Task.plugins, "model": "m", "data": "d", "top_p": 2.0}, "top_p is 2.0; expected a number above 0 and up to 1"),
+        ({"suite": Task.hhh, "model": "m", "data": "d"}, "data has no effect on task=hhh; leave it out"),
+        ({"suite": Task.harness, "model": "m", "tasks": []}, "tasks must be given: tasks=[NAME,...]"),
+    ],
+)
+def test_wrong_values_of_the_suites_are_named(values: dict[str, object], problem: str) -> None:
+    assert EvaluateConfig(out="x", **values).problems() == [problem]  # type: ignore[arg-type]
+
+
+def test_replies_are_the_likeliest_unless_asked_otherwise() -> None:
+    config = EvaluateConfig(out="o", suite=Task.plugins, model="m", data="d")
+    assert config.speaking().temperature == 0
+    assert config.sampling("m", "none").temperature == SampleConfig.temperature
+    assert (
+        EvaluateConfig(out="o", temperature=0.5).speaking().temperature
+        == EvaluateConfig(out="o", temperature=0.5).sampling("m", "none").temperature
+    )
+
+
+@pytest.mark.parametrize("given", ["data={zh: runs/a b.jsonl#10, code: src/}", "data={zh: 'runs/a b.jsonl#10', code: src/}"])
+def test_sources_are_named_on_the_command_line(given: str) -> None:
+    shown = succeeded(python("scripts/evaluate.py", "suite=perplexity", "model=m", "out=o", given, "--cfg", "job")).stdout
+    assert "data:\n  zh: runs/a b.jsonl#10\n  code: src/\n" in shown

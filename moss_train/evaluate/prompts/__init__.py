@@ -1,0 +1,1 @@
+"""Questions for the suite `hhh`, written for this project: harmful ones, benign ones that look alike, and such that nobody can answer."""

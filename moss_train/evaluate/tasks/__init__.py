@@ -1,0 +1,1 @@
+"""Tasks for lm-evaluation-harness that need no network: made of the bundled held-out dialogues by `make_tasks.py`."""
