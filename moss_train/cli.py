@@ -50,6 +50,7 @@ PROGRAMS = {
     "preference": Program("preference", "moss_train.sft.config:SFTConfig", "moss_train.sft.main:preference"),
     "verify_resume": Program("verify_resume", "moss_train.sft.config:VerifySFTConfig", "moss_train.sft.main:verify"),
     "export": Program("export", "moss_train.artifacts.config:ExportJobConfig", "moss_train.artifacts.export:main", is_job=True),
+    "quantize": Program("quantize", "moss_train.artifacts.config:QuantizeConfig", "moss_train.artifacts.quantize:main", is_job=True),
     "extend_vocab": Program(
         "extend_vocab", "moss_train.artifacts.config:ExtendVocabConfig", "moss_train.artifacts.extend_vocab:main", is_job=True
     ),
