@@ -151,8 +151,10 @@ def _numbers(pool: Pool, count: int) -> list[int]:
 
 def _recorded_pools(source: Path, tokenizer: MossTokenizer) -> tuple[list[Pool], list[Pool]]:
     """Rendered data and corpora that a model was trained and validated on, as far as they are at hand."""
-    places, pools = Places(reads=False), {"train": [], "valid": []}  # type: tuple[Places, dict[str, list[Pool]]]
-    waiting, seen = [source], set()
+    places = Places(reads=False)
+    pools: dict[str, list[Pool]] = {"train": [], "valid": []}
+    waiting: list[Path] = [source]
+    seen: set[Path] = set()
     while waiting and len(seen) < _MOST_ANCESTORS:
         artefact = waiting.pop(0)
         record = lineage.load(artefact)
@@ -180,9 +182,9 @@ def _open_recorded(place: Path, parent: lineage.Parent, tokenizer: MossTokenizer
     if made.kind == "shards":
         corpus = open_corpus(place)
         if corpus.tokenizer_fingerprint == tokenizer.fingerprint:
-            for one in corpus.sources.values():
+            for part in corpus.sources.values():
                 # What was held out of a corpus for validation is held out again by number alone; roles are of whole corpora.
-                yield "train", _corpus_pool(one, [parent])
+                yield "train", _corpus_pool(part, [parent])
         return
     if made.kind != "rendered" or made.details.get("tokenizer_fingerprint") != tokenizer.fingerprint or not made.data:
         return
@@ -230,9 +232,9 @@ def _open_path(spec: str, tokenizer: MossTokenizer, limit: int, is_pm: bool, rol
     if (Path(spec) / CORPUS_NAME).is_file():
         corpus = open_corpus(Path(spec), tokenizer.fingerprint)
         pools = [_corpus_pool(one, lineage.recorded_parent(Path(spec), "data")) for one in corpus.sources.values()]
-        rows = [pool.read(number) for pool in pools for number in _numbers(pool, _MOST_READ // len(pools))]
-        source = lineage.Source(Path(spec).name, lineage.hash_value([p.source.sha256 for p in pools]), len(rows), role, None)
-        return Pool(spec, len(rows), rows.__getitem__, source, pools[0].parents)
+        chosen = [(pool, number) for pool in pools for number in _numbers(pool, _MOST_READ // len(pools))]
+        source = lineage.Source(Path(spec).name, lineage.hash_value([p.source.sha256 for p in pools]), len(chosen), role, None)
+        return Pool(spec, len(chosen), lambda at: chosen[at][0].read(chosen[at][1]), source, pools[0].parents)
     pattern, most = split_limit(spec)
     rows = _render(spec, tokenizer, limit, is_pm, min(most or _MOST_READ, _MOST_READ))
     if all(form_of(path) is None for path in find_text_files(pattern)):

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 from moss_train import files
 from moss_train.artifacts import card, lineage, lineage_kinds, lineage_verify
 from moss_train.artifacts.calibration import Texts, gather
-from moss_train.artifacts.config import Method, QuantizeConfig
+from moss_train.artifacts.config import GROUP_SIZES, Method, QuantizeConfig
+from moss_train.artifacts.quantize_worker import CLIP_SEARCH, Job, environment
 from moss_train.errors import CheckpointError, DiskFullError, NonFiniteError, OutOfMemoryError, RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -106,16 +107,15 @@ def _check_source(source: Path, config: QuantizeConfig) -> Any:
         )
     group, sizes = config.group_size, {model_config.n_embd, model_config.n_inner or 4 * model_config.n_embd}
     if config.method is Method.gptq and any(size % group for size in sizes):
-        raise UsageError(f"group_size={group} does not divide the model's sizes {sorted(sizes)}; possible are " + (
-            ", ".join(str(one) for one in (32, 64, 128) if not any(size % one for size in sizes)) or "none of 32, 64, 128: take method=torchao"
-        ))  # fmt: skip
+        possible = [f"group_size={one}" for one in GROUP_SIZES if not any(size % one for size in sizes)] or ["bits=8 method=torchao"]
+        raise UsageError(
+            f"group_size={group} does not divide the inputs of the model's layers, {sorted(sizes)}; possible is {' or '.join(possible)}"
+        )
     return model_config
 
 
 def _make(config: QuantizeConfig, source: Path, out: Path, partial: Path, model_config: Any, texts: Texts, is_pm: bool) -> None:
     """Writes everything into `partial`, and gives it its name."""
-    from moss_train.artifacts.quantize_worker import Job
-
     scratch = partial / "scratch"
     scratch.mkdir()
     device = _device(config.device)
@@ -186,8 +186,6 @@ def _run(module: str, job: Path, log: Path) -> None:
     Raises:
         OutOfMemoryError: It was killed. DiskFullError: It had no space.
     """
-    from moss_train.artifacts.quantize_worker import environment
-
     command = [sys.executable, "-m", f"moss_train.artifacts.{module}", str(job)]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment())
@@ -322,8 +320,8 @@ def _compare(
     if not kept.kl <= config.most_kl:
         raise RefusedError(
             f"the variant differs from its source by a KL divergence of {kept.kl:.3g} nats a {'pair' if is_pm else 'token'}, more than "
-            f"max_kl={config.most_kl:g}; it is not kept. Calibrate on more of what the model was trained on (samples=, data=), take a smaller "
-            "group_size or bits=8, or allow it: max_kl=NUMBER"
+            f"max_kl={config.most_kl:g}; it is not kept. Calibrate on more of what the model was trained on (samples=, data=), take a "
+            "smaller group_size or bits=8, or allow it: max_kl=NUMBER"
         )
     return found, measured
 
@@ -336,9 +334,10 @@ def _tell(config: QuantizeConfig, kept: Difference, measured: dict[str, float], 
     _log.info(
         f"KL from the source {kept.kl:.3g} nats a {unit} over {kept.count:,} held-out {unit}s, {what} in {kept.agreement:.2%}{against}"
     )
+    share = found["bytes"] / found["source_bytes"]
     _log.info(
-        f"{found['bytes'] / 1e6:,.1f} MB on disk, {found['bytes'] / found['source_bytes']:.2f} of the source; {found['memory'] / 1e6:,.1f} MB "
-        f"in memory once opened ({found['reader']})"
+        f"{found['bytes'] / 1e6:,.1f} MB on disk, {share:.2f} of the source; {found['memory'] / 1e6:,.1f} MB in memory once opened "
+        f"({found['reader']})"
     )
 
 
@@ -347,7 +346,7 @@ def _record(config: QuantizeConfig, texts: Texts, measured: dict[str, float], fo
     versions = {name: importlib.metadata.version(name) for name in (*_LIBRARIES[config.method], *_VERSIONS)}
     record: dict[str, Any] = {"method": config.method.value, "bits": config.bits, "sym": True, "libraries": versions}
     if config.method is Method.gptq:
-        record |= {"group_size": config.group_size, "desc_act": False, "damp": config.damp}
+        record |= {"group_size": config.group_size, "desc_act": False, "damp": config.damp, "mse": CLIP_SEARCH}
         record["calibration"] = texts.describe(texts.calibration) | {"order": "evenly spaced, sources in turn", "seq_len": config.seq_len}
     else:
         record["group_size"] = None

@@ -62,7 +62,7 @@ def source_values(
 
 
 def round_to_nearest(weight: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
-    """float32 [N, K]: every weight as the nearest value of GPTQ's own grid: symmetric, the largest of a group at its end, scales in float16.
+    """float32 [N, K]: every weight as the nearest value of a symmetric grid with the largest of a group at its end, scales in float16.
 
     Args:
         weight: [N, K]. bits: Of a code. group_size: Inputs that share a scale.

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 TORCHAO, GPTQ = "torchao", "gptq"
+CLIP_SEARCH = 2.4
+"""Scales are chosen to make the error's norm of this order least, instead of always reaching the largest weight (the library's `mse`).
+Measured on a trained model of 3.5 M parameters: a tenth less divergence, a few seconds more."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def quantize_gptq(job: Job) -> None:
         sym=True,
         desc_act=False,
         damp_percent=job.damp,
+        mse=CLIP_SEARCH,
         device="cuda:0" if job.device == "cuda" else "cpu",
         offload_to_disk_path=job.scratch,
     )

@@ -37,7 +37,7 @@ class Tracer:
     def __init__(self, model_config: Any, ids: list[int] | list[list[int]]):
         rows = [ids] if isinstance(ids[0], int) else ids
         self.config = model_config
-        self._lengths = torch.tensor([len(row) for row in rows])  # type: ignore[arg-type]
+        self._lengths = torch.tensor([len(row) for row in rows])
         # What fills a row up stands behind its tokens, which do not see it.
         self.ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
         self._held: dict[str, torch.Tensor] = {}

@@ -11,6 +11,7 @@ Shape legend: N outputs, K inputs, G groups of inputs that share a scale.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +107,19 @@ def packed_shapes(config: CodeGenConfig, packing: Packing) -> dict[str, tuple[tu
         found[f"{layer}.scales"] = ((groups, outputs), None)
         found[f"{layer}.g_idx"] = ((inputs,), {"I32"})
     return found
+
+
+def packed_bytes(config: CodeGenConfig, packing: Packing, itemsize: int) -> int:
+    """Memory of a model with packed layers, whose other weights take `itemsize` bytes each."""
+    total = 0.0
+    for name, shape in parameter_shapes(config).items():
+        count = math.prod(shape)
+        if name.endswith(".weight") and is_packed(name.removesuffix(".weight")):
+            # A scale in float32 and a zero in a byte for each group.
+            total += count * packing.bits / 8 + 5 * count / (packing.group_size or shape[1])
+        else:
+            total += count * itemsize
+    return int(total)
 
 
 def is_packed(layer: str) -> bool:
