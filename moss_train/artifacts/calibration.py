@@ -33,6 +33,7 @@ from moss_train.errors import DataError
 _MOST_READ = 200_000
 """Records of a file that are looked at: enough to choose from."""
 _MOST_ANCESTORS = 32
+_PM_TIMES = 4
 _TEXT_FIELDS = ("text", "content")
 
 
@@ -85,6 +86,8 @@ def gather(config: QuantizeConfig, source: Path, tokenizer: MossTokenizer, posit
     """
     # Rows that are compared end where a reward is read, so they are never cut.
     limit, short = min(config.seq_len, positions), min(positions if is_pm else config.heldout_seq_len, positions)
+    # A reward is one number where a language model has one for each token.
+    compared = config.heldout_samples * (_PM_TIMES if is_pm else 1)
     train, valid = _recorded_pools(source, tokenizer)
     if config.data is not None:
         train = [_open_path(spec, tokenizer, limit, is_pm, "calibration") for spec in as_paths(config.data)]
@@ -98,11 +101,11 @@ def gather(config: QuantizeConfig, source: Path, tokenizer: MossTokenizer, posit
             "data=PATH: dialogues, comparisons, texts or a prepared corpus like those it was trained on"
         )
     if valid:
-        heldout = list(_choose(valid, config.heldout_samples, short, keep_whole=is_pm))
+        heldout = list(_choose(valid, compared, short, keep_whole=is_pm))
         calibration = list(_choose(train, config.samples, limit))
     else:
-        both = list(_choose(train, config.samples + config.heldout_samples, limit))
-        step = max(2, len(both) // config.heldout_samples)
+        both = list(_choose(train, config.samples + compared, limit))
+        step = max(2, len(both) // compared)
         # Neighbours stay together: a preference model is compared on responses to one context.
         apart = {number for number in range(len(both)) if number // 2 % step == step - 1} if step < len(both) else set()
         heldout = [both[number][: len(both[number]) if is_pm else short] for number in sorted(apart)]

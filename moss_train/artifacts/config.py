@@ -186,6 +186,7 @@ class QuantizeConfig:
     samples: int = 256
     """Documents to calibrate on, evenly taken from all of them, each source the same number."""
     heldout_samples: int = 32
+    """Documents to compare on; of a preference model four times as many."""
     seq_len: int = 2048
     """Most tokens of a document, not above the model's positions; the rest is left out."""
     heldout_seq_len: int = 256

@@ -364,12 +364,7 @@ def _lineage(config: QuantizeConfig, source: Path, texts: Texts, record: dict[st
     made.parents += texts.parents
     made.details |= {key: value for key, value in record.items() if key not in ("bits", "method", "measured")}
     made.details["rewritten_from"] = source.resolve().name
-    made.config, made.metrics, made.number_format = asdict(config), dict(_numbers(record)), number_format
+    made.details["measured"] = {name: value for name, value in record["measured"].items() if "/" not in name}
+    made.metrics = {name: value for name, value in record["measured"].items() if "/" in name}
+    made.config, made.number_format = asdict(config), number_format
     return made
-
-
-def _numbers(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in record["measured"].items():
-        if "/" in name:
-            yield name, value
-    yield from ((f"size/{key}", float(record["measured"][key])) for key in ("bytes", "source_bytes", "memory"))

@@ -39,8 +39,12 @@ class CheckJob:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
 
-def open_stock(directory: Path, device: str) -> Any:
+def open_stock(directory: Path, device: str, dtype: str = "wide") -> Any:
     """A quantised language model by the stock class, in evaluation mode.
+
+    Args:
+        directory: The variant. device: cpu or cuda.
+        dtype: `auto`, as it is stored; `wide`, float32 on a CPU, whose kernels take it: in bfloat16 a comparison would show its rounding.
 
     Raises:
         CheckpointError: A weight is missing, or the rotary table is wrong.
@@ -50,11 +54,9 @@ def open_stock(directory: Path, device: str) -> Any:
 
     from moss_train.model.rotary import build_rotary_table
 
-    # The kernels of the processor take float32 too; in bfloat16 a comparison would show its rounding.
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    # Not for torchao: it has no meaning on a device map that holds the disk, and the CPU is the default.
+    kept: Any = "auto" if dtype == "auto" else torch.bfloat16 if device == "cuda" else torch.float32
     where = {"device_map": {"": "cuda:0"}} if device == "cuda" else {}
-    model, report = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, output_loading_info=True, local_files_only=True, **where)
+    model, report = AutoModelForCausalLM.from_pretrained(directory, dtype=kept, output_loading_info=True, local_files_only=True, **where)
     wrong = {kind: sorted(map(str, found)) for kind, found in report.items() if found}
     if wrong:
         raise CheckpointError(f"opened by stock transformers, not every weight of the variant was found: {wrong}")
@@ -72,8 +74,10 @@ def _language_model(job: CheckJob) -> tuple[Any, dict[str, Any]]:
     model = open_stock(Path(job.model), job.device)
     with torch.inference_mode():
         rows = [model(torch.tensor([row], device=model.device)).logits[0].float().cpu() for row in job.rows]
-    layer = model.transformer.h[0].mlp.fc_in
-    return torch.cat(rows), {"reader": f"stock transformers, {type(layer).__name__}", "memory": model.get_memory_footprint()}
+    reader = f"stock transformers, {type(model.transformer.h[0].mlp.fc_in).__name__}"
+    del model
+    # In its own number format, as it is used, and not the one that is compared in.
+    return torch.cat(rows), {"reader": reader, "memory": open_stock(Path(job.model), job.device, "auto").get_memory_footprint()}
 
 
 def _preference_model(job: CheckJob) -> tuple[Any, dict[str, Any]]:
