@@ -89,10 +89,13 @@ def gather(config: QuantizeConfig, source: Path, tokenizer: MossTokenizer, posit
     # A reward is one number where a language model has one for each token.
     compared = config.heldout_samples * (_PM_TIMES if is_pm else 1)
     train, valid = _recorded_pools(source, tokenizer)
+    record = lineage.load(source)
+    # As in training: what stands before a dialogue that says nothing of it.
+    meta = record.lineage.details.get("meta_instruction") if record is not None else None
     if config.data is not None:
-        train = [_open_path(spec, tokenizer, limit, is_pm, "calibration") for spec in as_paths(config.data)]
+        train = [_open_path(spec, tokenizer, limit, is_pm, "calibration", meta) for spec in as_paths(config.data)]
     if config.heldout is not None:
-        valid = [_open_path(spec, tokenizer, positions, is_pm, "heldout") for spec in as_paths(config.heldout)]
+        valid = [_open_path(spec, tokenizer, positions, is_pm, "heldout", meta) for spec in as_paths(config.heldout)]
     elif config.data is not None:
         valid = []
     if not train:
@@ -226,7 +229,7 @@ def _corpus_pool(one: CorpusSource, parents: list[lineage.Parent]) -> Pool:
 # ---------------------------------------------------------------------- what is given by path
 
 
-def _open_path(spec: str, tokenizer: MossTokenizer, limit: int, is_pm: bool, role: str) -> Pool:
+def _open_path(spec: str, tokenizer: MossTokenizer, limit: int, is_pm: bool, role: str, meta: str | None) -> Pool:
     """Documents of a path: a prepared corpus, records of any format, or plain texts.
 
     Raises:
@@ -239,7 +242,7 @@ def _open_path(spec: str, tokenizer: MossTokenizer, limit: int, is_pm: bool, rol
         source = lineage.Source(Path(spec).name, lineage.hash_value([p.source.sha256 for p in pools]), len(chosen), role, None)
         return Pool(spec, len(chosen), lambda at: chosen[at][0].read(chosen[at][1]), source, pools[0].parents)
     pattern, most = split_limit(spec)
-    rows = _render(spec, tokenizer, limit, is_pm, min(most or _MOST_READ, _MOST_READ))
+    rows = _render(spec, tokenizer, limit, is_pm, min(most or _MOST_READ, _MOST_READ), meta)
     if all(form_of(path) is None for path in find_text_files(pattern)):
         digest = lineage.hash_value([lineage.hash_files(path) for path in find_text_files(pattern)])
         return Pool(spec, len(rows), rows.__getitem__, lineage.Source(Path(pattern).name, digest, len(rows), role, None))
@@ -248,8 +251,8 @@ def _open_path(spec: str, tokenizer: MossTokenizer, limit: int, is_pm: bool, rol
     return Pool(spec, len(rows), rows.__getitem__, source, parents, neighbours=2 if is_pm else 1)
 
 
-def _render(spec: str, tokenizer: MossTokenizer, limit: int, is_pm: bool, most: int) -> list[list[int]]:
-    """Each record as ids: as training would have them, but that a plain text is one document."""
+def _render(spec: str, tokenizer: MossTokenizer, limit: int, is_pm: bool, most: int, meta: str | None) -> list[list[int]]:
+    """Each record as ids, of any length: as training would have them, but that a plain text is one document."""
     pattern, _ = split_limit(spec)
     if all(form_of(path) is None for path in find_text_files(pattern)):
         texts = [text for (_, text), _ in zip(read_texts(spec), range(most))]
@@ -257,14 +260,14 @@ def _render(spec: str, tokenizer: MossTokenizer, limit: int, is_pm: bool, most: 
     values = [(record.value, record.origin) for record, _ in zip(read_records(spec), range(most))]
     if is_pm:
         try:
-            comparisons = [without_ties(parse_preference(value, origin)) for value, origin in values]
+            comparisons = [without_ties(parse_preference(value, origin, default_meta=meta)) for value, origin in values]
         except RecordError:
             comparisons = []
         if comparisons:
             rendered = render_comparisons(iter(comparisons), tokenizer, limit, lambda error: None)
             return [document for one in rendered for document in one.documents]
     try:
-        dialogues = [parse(value, origin) for value, origin in values]
+        dialogues = [parse(value, origin, default_meta=meta) for value, origin in values]
     except RecordError as error:
         if is_pm or not all(
             isinstance(value, dict) and any(isinstance(value.get(key), str) for key in _TEXT_FIELDS) for value, _ in values
@@ -272,7 +275,7 @@ def _render(spec: str, tokenizer: MossTokenizer, limit: int, is_pm: bool, most: 
             raise DataError(f"{spec}: neither dialogues, comparisons nor texts: {error}") from error
         key = next(key for key in _TEXT_FIELDS if isinstance(values[0][0].get(key), str))
         return [_encode_text(text_of(value, origin, key), tokenizer) for value, origin in values]
-    rendered_all, _ = render_all(dialogues, tokenizer, max_tokens=limit)
+    rendered_all, _ = render_all(dialogues, tokenizer)
     if not is_pm:
         return [one.input_ids for one in rendered_all]
     return [one.input_ids[: one.segments[-1].content_end + 1] for one in rendered_all]

@@ -114,7 +114,7 @@ def render(name: str, model_config: Any, record: Lineage) -> str:
         use = _USE_PM[layout].format(name=name, response=json.dumps(response, ensure_ascii=False))
     if record.kind == "variant":
         needed = {"gptq": "gptqmodel optimum", "torchao": "torchao"}.get(str(record.details.get("scheme")), "moss-train[quant]")
-        use = f"Stock transformers reads it where this is installed: `pip install {needed}`; this project's programs need nothing more.\n\n{use}"
+        use = f"Stock transformers reads it where `pip install {needed}` was done; this project's programs need nothing more.\n\n{use}"
     return _TEMPLATE.format(
         front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
         name=name,

@@ -230,7 +230,7 @@ def _load(
     # Names what is not in the files, although that is meant.
     verbosity = transformers_logging.get_verbosity()
     if new:
-        transformers_logging.set_verbosityproblems_error()
+        transformers_logging.set_verbosity_error()
     try:
         model, report = model_class.from_pretrained(
             directory.resolve(),
