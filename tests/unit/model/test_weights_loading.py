@@ -179,10 +179,10 @@ def test_integer_weights_are_refused(stored: tuple[CodeGenLM, Path]) -> None:
         ({"n_head": 6}, "n_head is 6, expected a multiple of 4"),
         ({"n_inner": "wide"}, "not a CodeGen configuration"),
         (
-            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-            "quantised .quantization_config gptq.*does not read",
+            {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}},
+            "quantised .gptq, 4 bits, groups of 128.*does not take",
         ),
-        ({"wbits": 4, "groupsize": 128}, "quantised .wbits 4.*float16 or bfloat16"),
+        ({"wbits": 4, "groupsize": 128}, "quantised .gptq, 4 bits.*float16 or bfloat16"),
     ],
 )
 def test_configurations_that_are_refused(stored: tuple[CodeGenLM, Path], changes: dict[str, Any], message: str) -> None:
