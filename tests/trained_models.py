@@ -35,7 +35,7 @@ def write_texts(folder: Path) -> tuple[Path, Path]:
     made = []
     for name in ("dialogues_train.jsonl", "dialogues_dev.jsonl"):
         records = [json.loads(line) for line in (BUNDLED / name).read_text(encoding="utf-8").splitlines()]
-        lines = [json.dumps(record | {"meta_instruction": ""}, ensure_ascii=False) + "\n" for record in records]
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
         made.append(folder / name)
         made[-1].write_text("".join(lines), encoding="utf-8")
     return made[0], made[1]
@@ -45,7 +45,7 @@ def train_model(out: Path, texts: Path, steps: int = 200, hidden_size: int = WID
     """The export of a language model trained on the dialogues of a file."""
     dialogues = read_dialogues(str(texts))[0]
     said = [turn.human + (turn.moss or "") for dialogue in dialogues for turn in dialogue.turns]
-    tokenizer = MossTokenizer.train(said, 600, reserved_tags=8)
+    tokenizer = MossTokenizer.train([dialogues[0].meta_instruction, *said], 1200, reserved_tags=8)
     rows = torch.cat([torch.tensor(one.input_ids) for one in render_all(dialogues, tokenizer)[0]])
     model: CodeGenLM = init_model(_config(tokenizer, hidden_size), 0, torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
@@ -82,6 +82,6 @@ def export(out: Path, model: CodeGenLM | CodeGenPM, tokenizer: MossTokenizer, ki
 
 def _config(tokenizer: MossTokenizer, hidden_size: int) -> CodeGenConfig:
     return CodeGenConfig(
-        vocab_size=tokenizer.vocab_size, n_positions=256, n_ctx=256, n_embd=hidden_size, n_layer=2, n_head=4, rotary_dim=8, resid_pdrop=0.0,
+        vocab_size=tokenizer.vocab_size, n_positions=512, n_ctx=512, n_embd=hidden_size, n_layer=2, n_head=4, rotary_dim=8, resid_pdrop=0.0,
         embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.06, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip

@@ -39,7 +39,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, texts: tuple[Path, Path]) 
 
 
 def quantize(model: Path, texts: tuple[Path, Path], *arguments: str) -> str:
-    shown = succeeded(python("scripts/quantize.py", f"model={model}", f"data={texts[0]}", f"heldout={texts[1]}", *arguments))
+    shown = succeeded(
+        python("scripts/quantize.py", f"model={model}", f"data={texts[0]}", f"heldout={texts[1]}", "heldout_seq_len=512", *arguments)
+    )
     return shown.stdout + shown.stderr
 
 

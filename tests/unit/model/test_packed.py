@@ -9,7 +9,6 @@ from transformers import CodeGenConfig
 from moss_train.errors import CheckpointError
 from moss_train.model.packed import GPTQ, TORCHAO, Packing, make_layer, packed_bytes, packed_shapes, read_packing, unpack_words
 
-
 INT8 = {"default": {"_type": "Int8WeightOnlyConfig"}}
 
 
