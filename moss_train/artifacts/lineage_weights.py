@@ -223,7 +223,7 @@ def _problems_of_bits(directory: Path, names: set[str], config: dict[str, Any], 
         "config.json (quantization_config.group_size)": quantisation.get("group_size") if isinstance(quantisation, dict) else None,
     } | {f"{name} (group_size)": said.get("group_size") for name, said in beside.items()}
     for where, group in groups.items():
-        if _is_count(group):
+        if isinstance(group, int) and _is_count(group):
             yield from _problems_of_groups(where, group, model)
 
 
