@@ -116,7 +116,7 @@ def _check_source(source: Path, config: QuantizeConfig) -> Any:
 
 def _make(config: QuantizeConfig, source: Path, out: Path, partial: Path, model_config: Any, texts: Texts, is_pm: bool) -> None:
     """Writes everything into `partial`, and gives it its name."""
-    scratch = partial / "scratch"
+    scratch = (partial / "scratch").absolute()
     scratch.mkdir()
     device = _device(config.device)
     uses_data = config.method is Method.gptq
@@ -188,7 +188,8 @@ def _run(module: str, job: Path, log: Path) -> None:
     """
     command = [sys.executable, "-m", f"moss_train.artifacts.{module}", str(job)]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment())
+        # The library writes a folder of logs wherever it is run.
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment(), cwd=job.parent)
         try:
             code = process.wait()
         except BaseException:

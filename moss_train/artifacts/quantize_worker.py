@@ -83,7 +83,10 @@ def quantize_torchao(job: Job) -> None:
 
 def environment() -> dict[str, str]:
     """The environment of the process, which must be set before the library is imported."""
-    made = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # It runs in another folder, and must find this package where it is not installed.
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    made = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
     if len(os.sched_getaffinity(0)) <= 2:
         # With the default of half the cores it finds fewer threads than it asks for, and ends.
         made.setdefault("GPTQMODEL_CPU_WORKERS", "2")

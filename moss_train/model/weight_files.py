@@ -99,6 +99,7 @@ def read_safetensors_header(file: Path) -> dict[str, Tensor]:
 
 
 TORCH_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_NAMES = TORCH_TYPES | {torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 
 
 def _read_pickle_header(file: Path) -> dict[str, Tensor]:
@@ -107,7 +108,7 @@ def _read_pickle_header(file: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise SafetensorError("expected a dictionary of tensors")
     return {
-        name: Tensor(tuple(value.shape), TORCH_TYPES.get(value.dtype, str(value.dtype).removeprefix("torch.")), file.name)
+        name: Tensor(tuple(value.shape), _NAMES.get(value.dtype, str(value.dtype).removeprefix("torch.")), file.name)
         for name, value in state.items()
     }
 
