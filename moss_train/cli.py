@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import re
 import sys
@@ -50,6 +51,7 @@ PROGRAMS = {
     "preference": Program("preference", "moss_train.sft.config:SFTConfig", "moss_train.sft.main:preference"),
     "verify_resume": Program("verify_resume", "moss_train.sft.config:VerifySFTConfig", "moss_train.sft.main:verify"),
     "export": Program("export", "moss_train.artifacts.config:ExportJobConfig", "moss_train.artifacts.export:main", is_job=True),
+    "quantize": Program("quantize", "moss_train.artifacts.config:QuantizeConfig", "moss_train.artifacts.quantize:main", is_job=True),
     "extend_vocab": Program(
         "extend_vocab", "moss_train.artifacts.config:ExtendVocabConfig", "moss_train.artifacts.extend_vocab:main", is_job=True
     ),
@@ -90,6 +92,9 @@ PLANS = {
     "pm": Program("plan_pm", "moss_train.pm.config:PlanPMConfig", "moss_train.pm.main:plan"),
     # The same memory and time as any fine-tuning.
     "preference": PROGRAMS["plan"],
+    "quantize": Program(
+        "plan_quantize", "moss_train.artifacts.quantize_plan:PlanQuantizeConfig", "moss_train.artifacts.quantize_plan:plan"
+    ),
 }
 """Stage -> its `plan` program. A stage adds a line: its own settings with `PlanOptions`, and a function that calls `plan_stage`."""
 
@@ -151,6 +156,9 @@ def run(name: str) -> None:
     sys.argv[1:] = quote_texts(sys.argv[1:], _load(program.schema), bool(sweep))
     # When a rank is lost, c10d prints a stack for every call of the others; the watchdog says which rank, in one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # transformers imports torchao where it is installed, which tells of kernels that it has not found, and torch of how torchao uses it.
+    for library in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     # Hydra prints errors its own way unless it is asked to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     code, rank0_knows = 0, False

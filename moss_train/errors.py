@@ -78,6 +78,12 @@ class LostRankError(MossTrainError):
     exit_code = 9
 
 
+class RefusedError(MossTrainError):
+    """What was made is not what it should be, and is not kept."""
+
+    exit_code = 10
+
+
 class FailedElsewhereError(MossTrainError):
     """Another rank failed; this one ends with its message and exit code."""
 

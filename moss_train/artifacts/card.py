@@ -112,6 +112,9 @@ def render(name: str, model_config: Any, record: Lineage) -> str:
         scale = f": divided by {temperature:.4g}, they are the logit of how likely that is" if temperature else ""
         prompting = _REWARDED.format(response=response, scale=scale)
         use = _USE_PM[layout].format(name=name, response=json.dumps(response, ensure_ascii=False))
+    if record.kind == "variant":
+        needed = {"gptq": "gptqmodel optimum", "torchao": "torchao"}.get(str(record.details.get("scheme")), "moss-train[quant]")
+        use = f"Stock transformers reads it where `pip install {needed}` was done; this project's programs need nothing more.\n\n{use}"
     return _TEMPLATE.format(
         front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
         name=name,
@@ -122,7 +125,7 @@ def render(name: str, model_config: Any, record: Lineage) -> str:
         heads=model_config.n_head,
         vocab=model_config.vocab_size,
         positions=model_config.n_positions,
-        dtype=record.number_format or "the number format of config.json",
+        dtype=_weights(record),
         made=_made(record),
         data=_data(record),
         results=_results(record),
@@ -137,7 +140,8 @@ def _made(record: Lineage) -> str:
     bases = [parent.name for parent in record.parents if parent.role == "init"]
     others = [f"{parent.name} ({parent.role})" for parent in record.parents if parent.role != "init"]
     rewritten = record.details.get("rewritten_from")
-    sentence = f"It is {rewritten}, rewritten. " if rewritten else ""
+    is_variant = record.kind == "variant"
+    sentence = f"It is {rewritten}, {'quantised' if is_variant else 'rewritten'}. " if rewritten else ""
     if record.stage == "import":
         return sentence + "How that was made is not recorded."
     if record.stage == "extend_vocab":
@@ -145,14 +149,16 @@ def _made(record: Lineage) -> str:
         sentence = f"It is {base} with {details['new_tokens']:,} more tokens; their rows were made by `{details['method']}`"
         trained = f"for {details['warmup_steps']} steps only these were trained" if details["warmup_steps"] else "nothing was trained"
         return f"{sentence}, and {trained} since then."
-    sentence += f"It was trained by the stage `{record.stage}`, from {', '.join(bases) if bases else 'random weights'}"
+    # What a variant's source began with is for its own card to say.
+    begun = "" if is_variant else f", from {', '.join(bases) if bases else 'random weights'}"
+    sentence += f"It was trained by the stage `{record.stage}`{begun}"
     if record.tokens_seen:
         sentence += f", on {record.tokens_seen:,} tokens, {record.supervised_tokens:,} of them with loss"
         if record.details.get("loss_on"):
             sentence += f" (`{record.details['loss_on']}`)"
         if record.flops:
             sentence += f", {record.flops:.2e} FLOPs"
-    return sentence + (f". Its other parents: {', '.join(others)}." if others else ".")
+    return sentence + (f". Its other parents: {', '.join(others)}." if others and not is_variant else ".")
 
 
 def _data(record: Lineage) -> str:
@@ -169,8 +175,22 @@ def _results(record: Lineage) -> str:
     finite = {metric: value for metric, value in record.metrics.items() if math.isfinite(value)}
     if not finite:
         return ""
-    rows = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in finite.items())
+    rows = "\n".join(f"| {metric} | {_figure(value)} |" for metric, value in finite.items())
     return f"## Metrics\n\n| metric | value |\n|---|---|\n{rows}\n\n"
+
+
+def _figure(value: float) -> str:
+    """A divergence is small, and its size is what counts."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"
+
+
+def _weights(record: Lineage) -> str:
+    """What the weights are stored in."""
+    plain = record.number_format or "the number format of config.json"
+    if record.kind != "variant":
+        return plain
+    group = f", groups of {record.details['group_size']}" if record.details.get("group_size") else ", a scale for each row"
+    return f"{record.details['bits']} bits ({record.details['scheme']}{group}) but for embeddings, norms and head, which are in {plain}"
 
 
 def _licences(record: Lineage) -> str:

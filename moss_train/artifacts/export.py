@@ -93,7 +93,7 @@ def write_export(
             raise UsageError(f"{out} cannot be written: {error.strerror}") from error
         ids = tokenizer.encode(PROBE)[: model_config.n_positions]
         tracer = Tracer(model_config, ids)
-        _write_shards(partial, _laid_out(pending, DTYPES[dtype], layout, tracer), max_shard_bytes)
+        write_shards(partial, _laid_out(pending, DTYPES[dtype], layout, tracer), max_shard_bytes)
         _write_configs(partial, layout_config(model_config, layout), tokenizer, DTYPES[dtype])
         if tracer.logits is None:
             raise RuntimeError("not every parameter of the model was given")
@@ -134,15 +134,19 @@ def _laid_out(
         yield from rename(name, cast, layout)
 
 
-def _write_shards(directory: Path, parameters: Iterable[tuple[str, torch.Tensor]], max_shard_bytes: int) -> None:
-    """Writes `model-0000i-of-0000n.safetensors` and the index."""
+def write_shards(
+    directory: Path, parameters: Iterable[tuple[str, torch.Tensor]], max_shard_bytes: int, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes `model-0000i-of-0000n.safetensors` and the index; `metadata` beside `format` goes into every header."""
     shards: list[list[str]] = []
     shard: dict[str, torch.Tensor] = {}
     shard_bytes = total_bytes = 0
 
     def flush() -> None:
         nonlocal shard, shard_bytes
-        save_file(shard, directory / f"shard-{len(shards)}", metadata={"format": "pt"})
+        save_file(shard, directory / f"shard-{len(shards)}", metadata={"format": "pt", **(metadata or {})})
+        if metadata:
+            sort_metadata(directory / f"shard-{len(shards)}")
         shards.append(list(shard))
         shard, shard_bytes = {}, 0
 
@@ -161,6 +165,19 @@ def _write_shards(directory: Path, parameters: Iterable[tuple[str, torch.Tensor]
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def sort_metadata(path: Path) -> None:
+    """Puts the metadata of a safetensors file in order, in place: the library writes it in another one each time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        spelled = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(spelled) > length:
+            raise ValueError(f"{path}: its header does not fit where it stood")
+        file.seek(8)
+        file.write(spelled.ljust(length))
 
 
 def _write_configs(directory: Path, model_config: Any, tokenizer: MossTokenizer, dtype: torch.dtype) -> None:

@@ -28,6 +28,8 @@ _INTEGERS = ("I32", "I16", "I8", "U32", "U16", "U8")
 _BESIDE = re.compile(r"(^|[._])(g_idx|q?zeros?|zero_?points?|scales?|bias|shape|perm|causal_mask|masked_bias)$")
 """Integer tensors that stand beside packed weights."""
 CONTROLS = ("<|endoftext|>", "<eoh>", "<eom>", "<eot>", "<eoc>", "<eor>")
+QUANTISATION_FILES = ("quantization.json", "quantize_config.json")
+"""Beside config.json they say how weights are packed: this project's record, and GPTQ's settings."""
 _MOST_HEADER = 100 * 2**20
 
 Found = Iterator[tuple[str, str]]
@@ -97,7 +99,7 @@ def problems_of_model(directory: Path, record: Record) -> Found:
     if model:
         yield from _problems_of_vocabulary(config, model)
         yield from _problems_of_format(config, model, record)
-        yield from _problems_of_bits(config, model, record)
+        yield from _problems_of_bits(directory, names, config, model, record)
     yield from _problems_of_tokenizer(directory, names, config, model, record)
 
 
@@ -191,9 +193,12 @@ def _weights_of(config: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def _problems_of_bits(config: dict[str, Any], model: dict[str, Tensor], record: Record) -> Found:
+def _problems_of_bits(directory: Path, names: set[str], config: dict[str, Any], model: dict[str, Tensor], record: Record) -> Found:
     """The bits that the shapes of packed weights imply, held against those that are declared."""
-    declared = _declared_bits(config, record)
+    beside = {name: _read_json(directory / name) for name in QUANTISATION_FILES if name in names}
+    declared = _declared_bits(config, record) | {
+        f"{name} (bits)": said["bits"] for name, said in beside.items() if _is_count(said.get("bits"))
+    }
     sizes = _weights_of(config)
     packed: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.items():
@@ -212,12 +217,21 @@ def _problems_of_bits(config: dict[str, Any], model: dict[str, Tensor], record: 
             yield tensor.file, f"{where} says {bits} bits, but {name} holds {found} bits a weight"
         if not packed and sizes and record.lineage.kind == "variant":
             yield "config.json", f"{where} says {bits} bits, but no weight is packed"
-    group = record.lineage.details.get("group_size")
-    if isinstance(group, int) and not isinstance(group, bool) and group > 0:
-        yield from _problems_of_groups(group, model)
+    quantisation = config.get("quantization_config")
+    groups = {
+        "lineage.json (details.group_size)": record.lineage.details.get("group_size"),
+        "config.json (quantization_config.group_size)": quantisation.get("group_size") if isinstance(quantisation, dict) else None,
+    } | {f"{name} (group_size)": said.get("group_size") for name, said in beside.items()}
+    for where, group in groups.items():
+        if isinstance(group, int) and _is_count(group):
+            yield from _problems_of_groups(where, group, model)
 
 
-def _problems_of_groups(group: int, model: dict[str, Tensor]) -> Found:
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _problems_of_groups(where: str, group: int, model: dict[str, Tensor]) -> Found:
     """GPTQ's layout: a row of scales for each group of inputs."""
     for name, tensor in model.items():
         if not name.endswith(".scales") or len(tensor.shape) != 2:
@@ -226,7 +240,7 @@ def _problems_of_groups(group: int, model: dict[str, Tensor]) -> Found:
         if index is not None and tensor.shape[0] != -(-index.shape[0] // group):
             yield (
                 tensor.file,
-                f"lineage.json (details.group_size) says {group}, but {name} has {tensor.shape[0]} groups for {index.shape[0]} inputs",
+                f"{where} says {group}, but {name} has {tensor.shape[0]} groups for {index.shape[0]} inputs",
             )
             return
 

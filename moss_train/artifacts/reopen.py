@@ -27,15 +27,19 @@ TOLERANCE = 1e-4
 
 
 class Tracer:
-    """The model's logits for a prompt, from its parameters one after another in any order.
+    """The model's logits for prompts, from its parameters one after another in any order.
 
     Args:
         model_config: The model's `CodeGenConfig`.
-        ids: The prompt.
+        ids: The prompt, or several; these are read side by side.
     """
 
-    def __init__(self, model_config: Any, ids: list[int]):
-        self.config, self.ids = model_config, torch.tensor(ids)
+    def __init__(self, model_config: Any, ids: list[int] | list[list[int]]):
+        rows = [ids] if isinstance(ids[0], int) else ids
+        self.config = model_config
+        self._lengths = torch.tensor([len(row) for row in rows])
+        # What fills a row up stands behind its tokens, which do not see it.
+        self.ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
         self._held: dict[str, torch.Tensor] = {}
         self._hidden: torch.Tensor | None = None
         self._layer = 0
@@ -43,12 +47,13 @@ class Tracer:
             self._names = list(Block(model_config, 0).state_dict())
         self._last = {"transformer.ln_f.weight", "transformer.ln_f.bias", *head_parameters(model_config)}
         self.logits: torch.Tensor | None = None
-        """float32 [T, V], when every parameter has passed; of a preference model the reward after every token, [T, 1]."""
+        """float32 [T, V], when every parameter has passed; of a preference model the reward after every token, [T, 1]. The tokens of
+        several prompts stand one after another."""
 
     def feed(self, name: str, tensor: torch.Tensor) -> None:
         """Takes in a parameter, and goes as far as the parameters so far allow."""
         if name == "transformer.wte.weight":
-            self._hidden = tensor[self.ids].float()[None]
+            self._hidden = tensor[self.ids].float()
         else:
             self._held[name] = tensor.detach()
         with torch.no_grad():
@@ -59,7 +64,8 @@ class Tracer:
                 shape = (self.config.n_embd,)
                 weight, bias = (self._held[f"transformer.ln_f.{part}"].float() for part in ("weight", "bias"))
                 normed = nn.functional.layer_norm(self._hidden, shape, weight, bias, self.config.layer_norm_epsilon)
-                self.logits = project(normed[0], *(self._held[name] for name in head_parameters(self.config)))
+                real = torch.arange(normed.shape[1]) < self._lengths[:, None]
+                self.logits = project(normed[real], *(self._held[name] for name in head_parameters(self.config)))
                 self._held.clear()
 
     def _prefix(self) -> str:
@@ -75,7 +81,7 @@ class Tracer:
         state = {name: self._held.pop(self._prefix() + name).float() for name in self._names}
         block.load_state_dict(state, assign=True)
         table = build_rotary_table(self.config.n_positions, self.config.rotary_dim)
-        sin, cos = table[torch.arange(len(self.ids))][None, :, None, :].chunk(2, dim=-1)
+        sin, cos = table[torch.arange(self.ids.shape[1])][None, :, None, :].chunk(2, dim=-1)
         hidden: torch.Tensor = block.eval()(self._hidden, sin=sin, cos=cos, backend="eager")
         return hidden
 

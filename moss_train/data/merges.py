@@ -148,7 +148,8 @@ class _Learner:
 
     def _index(self) -> None:
         """Count every pair and note the places of those that are frequent enough, in the order of pair and place."""
-        keys, totals = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        keys: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        totals: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
         for places, found in self._neighbours():
             some, sums = _sum_by_key(found, self.weights[places])
             keys, totals = _sum_by_key(np.concatenate([keys, some]), np.concatenate([totals, sums]))

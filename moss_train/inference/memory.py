@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from moss_train.model.packed import Packing, packed_bytes
 from moss_train.model.shapes import count_parameters
 
 GIB = 2**30
@@ -37,7 +38,9 @@ class Memory:
         )
 
 
-def predict(config: Any, dtype: torch.dtype, slots: int, positions: int | None = None, eager: bool = False) -> Memory:
+def predict(
+    config: Any, dtype: torch.dtype, slots: int, positions: int | None = None, eager: bool = False, packing: Packing | None = None
+) -> Memory:
     """What `slots` rows of up to `positions` tokens take.
 
     Keys and values are 2 * layers * hidden_size values a token. The working set is bounded by a prompt that fills all positions: about
@@ -50,6 +53,7 @@ def predict(config: Any, dtype: torch.dtype, slots: int, positions: int | None =
         slots: Rows at once, of which guidance takes two for each reply.
         positions: Tokens of a row; by default all that the model covers.
         eager: The scores of a prompt that goes on from cached keys are held whole, in float32: on a CPU.
+        packing: How the weights are quantised, if they are; the widest layer is then widened, a few times over, while it is used.
     """
     positions = config.n_positions if positions is None else positions
     inner = (config.n_inner or 4 * config.n_embd) // config.n_embd
@@ -58,10 +62,14 @@ def predict(config: Any, dtype: torch.dtype, slots: int, positions: int | None =
         # Scores, masked scores and weights; half of the positions new, half cached, is the most.
         prompt += 3 * config.n_head * (positions // 2) * positions * 4
     logits = 4 * slots * config.vocab_size * 4
+    weights, widened = count_parameters(config) * dtype.itemsize, 0
+    if packing is not None:
+        weights = packed_bytes(config, packing, dtype.itemsize)
+        widened = 3 * 4 * config.n_embd * (config.n_inner or 4 * config.n_embd)
     return Memory(
-        weights=count_parameters(config) * dtype.itemsize,
+        weights=weights,
         cache=2 * config.n_layer * config.n_embd * positions * slots * dtype.itemsize,
-        working=max(prompt, logits),
+        working=max(prompt, logits) + widened,
     )
 
 

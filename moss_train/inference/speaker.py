@@ -28,7 +28,7 @@ from moss_train.inference.turns import Reply, Style, check_room, write_turn
 from moss_train.model.attention import resolve_backend
 from moss_train.model.codegen import CodeGenLM
 from moss_train.model.linear import widens
-from moss_train.model.loading import load_model, read_model_config, stored_dtype
+from moss_train.model.loading import load_model, packing_of, read_model_config, stored_dtype
 
 _log = logging.getLogger("moss_train")
 
@@ -151,7 +151,8 @@ class Speaker:
         on_cpu, streams = self.device.type == "cpu", streams_of(config.guidance)
         slots = -(-batch_size * streams // FEWEST_SLOTS) * FEWEST_SLOTS if on_cpu else batch_size * streams
         slots += share_prompts * streams
-        self.memory = memory.predict(model_config, dtype, slots, eager=on_cpu)
+        packing = packing_of(directory)
+        self.memory = memory.predict(model_config, dtype, slots, eager=on_cpu, packing=packing)
         _log.info(self.memory.describe(slots, model_config.n_positions))
         spread = "auto" if config.device_map is DeviceMap.auto else None
         free = memory.available(self.device, spread is not None)
@@ -176,7 +177,7 @@ class Speaker:
         self.decoder = Decoder(self.model, controls, forbidden, sampling, config.seed, batch_size, backend, share_prompts)
         if on_cpu and self.decoder.cache.slots > slots:
             # Which rows a processor's products are made of is known only now.
-            self.memory = memory.predict(model_config, dtype, self.decoder.cache.slots, eager=on_cpu)
+            self.memory = memory.predict(model_config, dtype, self.decoder.cache.slots, eager=on_cpu, packing=packing)
             _log.info(f"on this processor: {self.memory.describe(self.decoder.cache.slots, model_config.n_positions)}")
         if on_cpu and not self.decoder.exact:
             _log.warning("products on this machine depend on how many rows they are made of: another batch_size can change a reply")

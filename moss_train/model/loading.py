@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import CodeGenConfig
 from transformers.utils import logging as transformers_logging
 
-from moss_train.errors import CheckpointError
+from moss_train.errors import CheckpointError, UsageError
 from moss_train.model.codegen import CodeGenLM
+from moss_train.model.packed import PackedLinear, Packing, is_packed, make_layer, packed_shapes, put_layers, read_packing
 from moss_train.model.pm import CodeGenPM, pm_config
 from moss_train.model.pretrained import require_process_group, seeded_initialization
+from moss_train.model.rotary import build_rotary_table
 from moss_train.model.shapes import LM, PM, REWARD_HEAD, config_problems, head_of, parameter_shapes
+from moss_train.model.weight_files import TORCH_TYPES, find_weights, problems_error, read_headers, read_tensors
+
+_log = logging.getLogger("moss_train")
 
 DROPPED_SUFFIXES = (".attn.causal_mask", ".attn.bias", ".attn.masked_bias")
 """Causal masks that older implementations saved with the weights (MOSS as uint8); this model builds its own."""
@@ -38,17 +43,6 @@ MOSS_KEYS = (
 
 FLOAT_TYPES = {"F64", "F32", "F16", "BF16"}
 
-_MOST_PROBLEMS = 20
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Header of a stored tensor: its shape and its type by safetensors' name (`F16`, ...)."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    file: str
-
 
 def read_model_config(directory: str | Path) -> CodeGenConfig:
     """Read config.json of a CodeGen or MOSS directory.
@@ -59,8 +53,7 @@ def read_model_config(directory: str | Path) -> CodeGenConfig:
         directory: A model directory.
 
     Returns:
-        The configuration, always of model type codegen. That of a quantised directory keeps `quantization_config`; `check_weights`
-        refuses it.
+        The configuration, always of model type codegen. That of a quantised directory keeps `quantization_config`.
 
     Raises:
         CheckpointError: There is none, it is not JSON, of another family, or this model cannot be built with it; with every problem.
@@ -73,7 +66,7 @@ def read_model_config(directory: str | Path) -> CodeGenConfig:
         raise CheckpointError(f"{path}: model_type is {model_type!r}, expected codegen or moss; this model reads no other family{more}")
     problems = [f"{key} is missing" for key in SHAPE_KEYS if not isinstance(raw.get(key), int)]
     if problems:
-        raise _error(path, problems, "take config.json from the publisher of these weights")
+        raise problems_error(path, problems, "take config.json from the publisher of these weights")
     if model_type == "moss":
         values = {key: raw[key] for key in MOSS_KEYS if key in raw}
         values.setdefault("tie_word_embeddings", False)
@@ -86,7 +79,7 @@ def read_model_config(directory: str | Path) -> CodeGenConfig:
         raise CheckpointError(f"{path}: not a CodeGen configuration: {error}") from error
     problems = config_problems(config)
     if problems:
-        raise _error(path, problems, "this model cannot be built with it")
+        raise problems_error(path, problems, "this model cannot be built with it")
     return config
 
 
@@ -102,35 +95,50 @@ def check_weights(directory: str | Path, config: CodeGenConfig, allow_pickle: bo
         allow_pickle: Whether `.bin` files may be opened at all.
 
     Raises:
-        CheckpointError: With every problem found.
+        CheckpointError: With every problem found; or the weights are quantised, which what trains or rewrites them does not take.
     """
     directory = Path(directory)
-    quantisation = _quantisation(_read_config_json(directory))
-    if quantisation:
+    packing = packing_of(directory)
+    if packing is not None:
         raise CheckpointError(
-            f"{directory}: the weights are quantised ({quantisation}), which this program does not read; "
+            f"{directory}: the weights are quantised ({packing}), which this program does not take: they only compute answers; "
             "take the float16 or bfloat16 directory this one was made of"
         )
-    files, stored, problems = _read_headers(directory, allow_pickle)
-    expected = parameter_shapes(config)
-    for name, shape in expected.items():
+    _compare(directory, config, {name: (shape, None) for name, shape in parameter_shapes(config).items()}, allow_pickle)
+
+
+def _compare(
+    directory: Path, config: CodeGenConfig, expected: dict[str, tuple[tuple[int, ...], set[str] | None]], allow_pickle: bool
+) -> None:
+    """Compares the stored tensors with `expected`: name -> shape, and types where these are not just floating ones."""
+    files, stored, problems = read_headers(directory, allow_pickle)
+    for name, (shape, types) in expected.items():
         tensor = stored.get(name)
         if tensor is None:
             problems.append(f"{name} is missing; expected {list(shape)}")
         elif tensor.shape != shape:
             problems.append(f"{name} in {tensor.file} is {list(tensor.shape)}, expected {list(shape)}")
-        elif tensor.dtype not in FLOAT_TYPES:
-            problems.append(f"{name} in {tensor.file} has type {tensor.dtype}, expected one of {', '.join(sorted(FLOAT_TYPES))}")
+        elif tensor.dtype not in (types or FLOAT_TYPES):
+            problems.append(f"{name} in {tensor.file} has type {tensor.dtype}, expected one of {', '.join(sorted(types or FLOAT_TYPES))}")
     for name, tensor in stored.items():
         if name not in expected and not name.endswith(DROPPED_SUFFIXES):
             problems.append(f"{name} in {tensor.file} is not part of this model")
     if problems:
-        raise _error(
+        raise problems_error(
             directory,
             problems,
             f"{len(files)} weight file(s) were compared with config.json: n_layer {config.n_layer}, n_embd {config.n_embd}, "
             f"vocab_size {config.vocab_size}; the two must come from the same model, and every shard must be complete",
         )
+
+
+def packing_of(directory: str | Path) -> Packing | None:
+    """How the weights of a directory are quantised; None where they are not.
+
+    Raises:
+        CheckpointError: In a way that this model does not read.
+    """
+    return read_packing(_read_config_json(Path(directory)), str(directory))
 
 
 def load_model(
@@ -142,7 +150,7 @@ def load_model(
     a time; only rank 0 reads values.
 
     Args:
-        directory: Stock CodeGen, published MOSS, or one of ours.
+        directory: Stock CodeGen, published MOSS, or one of ours; quantised ones are read too, and stay packed.
         dtype: Type of the weights, whatever the files have; `auto` keeps that of the files.
         allow_pickle: Whether `.bin` files may be opened (restricted to tensors).
         device_map: `auto` spreads the layers over the GPUs (and, beyond them, the CPU), for inference; None loads to the CPU.
@@ -156,8 +164,12 @@ def load_model(
     config = read_model_config(directory)
     if head_of(config) != LM:
         raise CheckpointError(f"{directory} is a preference model, which scores responses and writes none; expected a language model")
+    loaded: CodeGenLM
+    if (packing := packing_of(directory)) is not None:
+        loaded = _load_packed(CodeGenLM, Path(directory), config, packing, dtype, device_map, allow_pickle)
+        return loaded
     check_weights(directory, config, allow_pickle)
-    loaded: CodeGenLM = _load(CodeGenLM, Path(directory), config, dtype, device_map)
+    loaded = _load(CodeGenLM, Path(directory), config, dtype, device_map)
     return loaded
 
 
@@ -191,10 +203,14 @@ def load_pm(
         )
     if with_lm and head_of(config) == PM:
         raise CheckpointError(f"{directory} has no output projection, which a language model's loss needs; start from the SFT model")
+    loaded: CodeGenPM
+    if (packing := packing_of(directory)) is not None and new_head is None:
+        loaded = _load_packed(CodeGenPM, Path(directory), config, packing, dtype, device_map, allow_pickle)
+        return loaded
     check_weights(directory, config, allow_pickle)
     expected = {REWARD_HEAD} if head_of(config) == LM else set()
     with seeded_initialization(new_head or 0):
-        loaded: CodeGenPM = _load(CodeGenPM, Path(directory), pm_config(config, with_lm), dtype, device_map, frozenset(expected))
+        loaded = _load(CodeGenPM, Path(directory), pm_config(config, with_lm), dtype, device_map, frozenset(expected))
     return loaded
 
 
@@ -208,7 +224,7 @@ def _load(
 ) -> Any:
     """A model whose names and shapes have been compared with the files; `new` are the parameters that these do not have."""
     require_process_group()
-    files, _ = _find_weights(directory)
+    files, _ = find_weights(directory)
     quiet = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     # Names what is not in the files, although that is meant.
@@ -236,18 +252,78 @@ def _load(
     return model.train()
 
 
+def _load_packed(
+    model_class: Any,
+    directory: Path,
+    config: CodeGenConfig,
+    packing: Packing,
+    dtype: torch.dtype | Literal["auto"],
+    device_map: str | None,
+    allow_pickle: bool,
+) -> Any:
+    """A model with quantised layers, a layer read at a time; in evaluation mode, since these do not train."""
+    if device_map is not None:
+        raise UsageError(f"device_map={device_map}: a quantised model is not spread over devices ({directory}); leave device_map out")
+    if packing.is_moss:
+        packing = _really_packed(directory, packing, allow_pickle)
+    _compare(directory, config, packed_shapes(config, packing), allow_pickle)
+    kept = stored_dtype(directory, allow_pickle) if dtype == "auto" else dtype
+    with torch.device("meta"):
+        model = model_class(copy.deepcopy(config))
+    # Of one layer after another, as the model has them.
+    names = list(packed_shapes(config, packing))
+    plain: dict[str, torch.Tensor] = {}
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in read_tensors(directory, names):
+        layer, _, part = name.rpartition(".")
+        if is_packed(layer):
+            parts.setdefault(layer, {})[part] = tensor.to(kept) if part == "bias" else tensor
+        else:
+            plain[name] = tensor.to(kept)
+
+    def make(layer: str) -> PackedLinear:
+        stored = parts.pop(layer)
+        return make_layer(stored, stored.get("bias"), packing, kept)
+
+    put_layers(model, ((layer, make(layer)) for layer in list(parts)))
+    packed = {
+        f"{name}.{buffer}" for name, module in model.named_modules() if isinstance(module, PackedLinear) for buffer in module._buffers
+    }
+    missing, unexpected = model.load_state_dict(plain, strict=False, assign=True)
+    wrong = [*(name for name in missing if name not in packed), *unexpected]
+    if wrong:
+        raise CheckpointError(f"{directory}: not every weight could be put in its place, although names and shapes agree: {wrong}")
+    trunk = model.transformer
+    # The buffer is in no file, and was made without values.
+    trunk.rotary_table = build_rotary_table(config.n_positions, config.rotary_dim)
+    return model.requires_grad_(False).eval()
+
+
+def _really_packed(directory: Path, packing: Packing, allow_pickle: bool) -> Packing:
+    """The packing that the tensors have: a published directory of eight bits says that it has four."""
+    _, stored, _ = read_headers(directory, allow_pickle)
+    words, index = (stored.get(f"transformer.h.0.attn.qkv_proj.{part}") for part in ("qweight", "g_idx"))
+    if words is None or index is None or not index.shape[0]:
+        return packing
+    bits = words.shape[0] * 32 // index.shape[0]
+    if bits != packing.bits and bits in (4, 8):
+        _log.warning(f"{directory}: config.json says wbits {packing.bits}, but the tensors hold {bits} bits a weight, which is used")
+        return replace(packing, bits=bits)
+    return packing
+
+
 def stored_dtype(directory: str | Path, allow_pickle: bool = False) -> torch.dtype:
     """Number format of the stored head, which `load_model(dtype="auto")` keeps.
 
     Raises:
         CheckpointError: There are no weights, or they cannot be read.
     """
-    _, stored, problems = _read_headers(Path(directory), allow_pickle)
+    _, stored, problems = read_headers(Path(directory), allow_pickle)
     head = stored.get("lm_head.weight") or stored.get(REWARD_HEAD)
     if head is None or head.dtype not in FLOAT_TYPES:
         problems = problems or [f"neither lm_head.weight nor {REWARD_HEAD} is there with a floating type"]
-        raise _error(Path(directory), problems, "every shard of the weights must be there")
-    return next(dtype for dtype, name in _TORCH_TYPES.items() if name == head.dtype)
+        raise problems_error(Path(directory), problems, "every shard of the weights must be there")
+    return next(dtype for dtype, name in TORCH_TYPES.items() if name == head.dtype)
 
 
 def _read_config_json(directory: Path) -> dict[str, Any]:
@@ -266,109 +342,6 @@ def _read_config_json(directory: Path) -> dict[str, Any]:
     return raw
 
 
-def _quantisation(raw: dict[str, Any]) -> str | None:
-    """What a configuration says about quantised weights; MOSS's own scheme writes `wbits` (32 where it is not used)."""
-    if raw.get("quantization_config"):
-        return f"quantization_config {raw['quantization_config'].get('quant_method', '')}".strip()
-    wbits = raw.get("wbits")
-    return f"wbits {wbits}" if isinstance(wbits, int) and wbits < 16 else None
-
-
 def iterate_parameters(directory: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The parameters of a directory that `check_weights` has passed, one at a time, in the model's order; memory is that of one."""
-    names = list(parameter_shapes(read_model_config(directory)))
-    files, _ = _find_weights(Path(directory))
-    if files[0].suffix == ".safetensors":
-        place: dict[str, Path] = {}
-        for file in files:
-            place |= dict.fromkeys(_read_safetensors_header(file), file)
-        for name in names:
-            with safe_open(place[name], framework="pt") as reader:
-                yield name, reader.get_tensor(name)
-        return
-    # Mapped, not read: a value is loaded when it is touched.
-    states = [torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files]
-    for name in names:
-        yield name, next(state[name] for state in states if name in state)
-
-
-def _find_weights(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The weight files in the order transformers prefers, and the name -> file map of a sharded set.
-
-    Raises:
-        CheckpointError: There are none, or the index cannot be read.
-    """
-    for stem in ("model.safetensors", "pytorch_model.bin"):
-        single, index = directory / stem, directory / f"{stem}.index.json"
-        if single.is_file():
-            return [single], None
-        if index.is_file():
-            try:
-                weight_map: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(f"{index}: not an index of weights ({error!r}); expected a JSON object with weight_map") from error
-            if not weight_map:
-                raise CheckpointError(f"{index}: weight_map is empty")
-            return [directory / file for file in sorted(set(weight_map.values()))], weight_map
-    found = sorted(path.name for path in directory.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth"))
-    raise CheckpointError(
-        f"{directory}: no weights; expected model.safetensors or model.safetensors.index.json with its shards, "
-        f"found {', '.join(found) if found else 'no weight file'}"
-    )
-
-
-def _read_headers(directory: Path, allow_pickle: bool) -> tuple[list[Path], dict[str, Tensor], list[str]]:
-    """Every stored tensor by name, and what is wrong with the files themselves."""
-    files, weight_map = _find_weights(directory)
-    if files[0].suffix != ".safetensors" and not allow_pickle:
-        raise CheckpointError(
-            f"{directory}: the weights are pickle files ({files[0].name}), which can run code when they are opened; "
-            "allow it with allow_pickle=true for a source you trust (only tensors are then unpickled), or convert them to safetensors"
-        )
-    stored: dict[str, Tensor] = {}
-    problems: list[str] = []
-    for file in files:
-        if not file.is_file():
-            problems.append(f"{file.name} is named in the index and missing")
-            continue
-        try:
-            tensors = _read_safetensors_header(file) if file.suffix == ".safetensors" else _read_pickle_header(file)
-        except Exception as error:  # a damaged file fails in many ways, and each is a problem of this file
-            problems.append(f"{file.name} ({file.stat().st_size:,} bytes) cannot be read, it may be incomplete: {_first_line(error)}")
-            continue
-        stored.update(tensors)
-        missing = [name for name, owner in (weight_map or {}).items() if owner == file.name and name not in tensors]
-        problems += [f"{name} is not in {file.name}, where the index places it" for name in missing]
-    return files, stored, problems
-
-
-def _read_safetensors_header(file: Path) -> dict[str, Tensor]:
-    with safe_open(file, framework="pt") as reader:
-        slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 (not a mapping)
-        return {name: Tensor(tuple(part.get_shape()), part.get_dtype(), file.name) for name, part in slices.items()}
-
-
-_TORCH_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-
-def _read_pickle_header(file: Path) -> dict[str, Tensor]:
-    """Shapes of a `.bin`, unpickled without code and without values."""
-    state = torch.load(file, map_location="meta", weights_only=True)
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise SafetensorError("expected a dictionary of tensors")
-    return {
-        name: Tensor(tuple(value.shape), _TORCH_TYPES.get(value.dtype, str(value.dtype).removeprefix("torch.")), file.name)
-        for name, value in state.items()
-    }
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _error(where: Path, problems: list[str], advice: str) -> CheckpointError:
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    shown = [f"  - {problem}" for problem in problems[:_MOST_PROBLEMS]]
-    if len(problems) > _MOST_PROBLEMS:
-        shown.append(f"  - and {len(problems) - _MOST_PROBLEMS} more")
-    return CheckpointError("\n".join([f"{where}: {count}:", *shown, f"  {advice}"]))
+    return read_tensors(Path(directory), parameter_shapes(read_model_config(directory)))

@@ -123,7 +123,7 @@ def make_scale(
         return Scale(by, tuple(map(float, thresholds)), mean, deviation, abstain=abstain)
     shares = np.arange(1, levels) / levels
     if by is LevelsBy.quantiles:
-        cuts = np.quantile(pool, shares)
+        cuts = np.asarray(np.quantile(pool, shares), dtype=np.float64)
         return Scale(by, _distinct(cuts, pool, levels), mean, deviation, abstain=abstain)
     grid = tuple(np.quantile(pool, np.linspace(0, 1, _GRID)).tolist())
     blend = Scale(by, (), mean, deviation, grid, within, abstain)

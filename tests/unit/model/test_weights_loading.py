@@ -179,10 +179,10 @@ def test_integer_weights_are_refused(stored: tuple[CodeGenLM, Path]) -> None:
         ({"n_head": 6}, "n_head is 6, expected a multiple of 4"),
         ({"n_inner": "wide"}, "not a CodeGen configuration"),
         (
-            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-            "quantised .quantization_config gptq.*does not read",
+            {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}},
+            r"qkv_proj\.qweight is missing; expected .8, 192.",
         ),
-        ({"wbits": 4, "groupsize": 128}, "quantised .wbits 4.*float16 or bfloat16"),
+        ({"wbits": 4, "groupsize": 128}, r"qkv_proj\.qweight is missing; expected .8, 192."),
     ],
 )
 def test_configurations_that_are_refused(stored: tuple[CodeGenLM, Path], changes: dict[str, Any], message: str) -> None:
@@ -217,3 +217,10 @@ def test_directories_that_are_none(stored: tuple[CodeGenLM, Path], tmp_path: Pat
     (tmp_path / "empty" / "model.safetensors.index.json").write_text('{"weight_map": 3}')
     with pytest.raises(CheckpointError, match="not an index of weights"):
         load_model(tmp_path / "empty", torch.float32)
+
+
+def test_what_trains_or_rewrites_takes_no_quantised_weights(stored: tuple[CodeGenLM, Path]) -> None:
+    _, directory = stored
+    edit_json(directory / "config.json", quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128})
+    with pytest.raises(CheckpointError, match=r"quantised .gptq, 4 bits, groups of 128.*float16 or bfloat16"):
+        check_weights(directory, read_model_config(directory))
