@@ -1,7 +1,8 @@
 """The whole chain on bundled data, on two CPU ranks under ZeRO-3: a small English model, more vocabulary for Chinese, a corpus of token
 shards, continued pretraining on it, fine-tuning in both languages, export, reload, generate; its own answers, sampled and checked, and a
-preference model trained on which of them are right. With --levels it goes on, as long again: levels from the rewards, training on answers
-that carry them, and answers under the best level, measured by a second preference model beside what else one could have done.
+preference model trained on which of them are right; variants of the model with 8 and 4 bits. With --levels, as long again: levels
+from the rewards, training on answers that carry them, and answers under the best level, measured by a second preference model beside what
+else one could have done.
 
 python scripts/demo.py                     # what `make demo` runs
 python scripts/demo.py runs/demo --seed 1  # into another directory, with other random numbers
@@ -24,10 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from demo_tables import VARIANTS, summary
+
 from moss_train.data.bundled import make_prompts
-from moss_train.data.comparisons import parse_responses
-from moss_train.pm.checkers import check_line, is_correct
-from moss_train.pm.ranking import make_line
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = Path("moss_train/data/bundled")
@@ -35,8 +35,8 @@ BIN = Path(sys.executable).parent
 LAUNCHER = [str(BIN / "deepspeed"), "--num_accelerators", "2"]
 # Deep enough for a preference model to see at the end of a reply what was expected at its beginning.
 MODEL = ["model.num_layers=3", "model.hidden_size=256", "model.initializer_range=0.0625"]
-SAMPLES, TEMPERATURE, PM_EPOCHS = 8, 1.2, 4
-PREFERENCE_STEPS = 120
+SAMPLES, TEMPERATURE = 6, 1.35
+SFT_STEPS, PM_EPOCHS, PREFERENCE_STEPS = 900, 3, 1000
 GUIDANCE = 1.5
 SYSTEM = f"system='{make_prompts.META.strip()}'"
 ASKED = ["thoughts=true", SYSTEM, "max_new_tokens=40"]
@@ -93,11 +93,14 @@ def main() -> None:
         train_judge(demo)
         train_on_levels(demo)
         compare(demo)
+    make_variants(demo)
     look_back(demo)
     summary(ROOT / demo.run, demo.seed, time.time() - started)
 
 
 ROWS = ["data.seq_len=512", "train.global_batch_size=4", "train.micro_batch_size=2"]
+# Of the same tokens, twice as many steps of half the size teach a model as small as this one more.
+SMALL_STEPS = ["data.seq_len=512", "train.global_batch_size=2", "train.micro_batch_size=1"]
 
 
 def learn_chinese(demo: Demo) -> None:
@@ -159,13 +162,13 @@ def fine_tune(demo: Demo) -> None:
         "fine-tune it on bundled dialogues, zh and en, plain and plugin, and on questions with short answers",
         "sft",
         "sft",
-        500,
+        SFT_STEPS,
         f"init_from={demo.run}/pretrain/export",
-        f"data.train={{{BUNDLED}/dialogues_train.jsonl: 0.4, {demo.texts}/{make_prompts.DIALOGUES_FILE}: 0.6}}",
+        f"data.train={{{BUNDLED}/dialogues_train.jsonl: 0.25, {demo.texts}/{make_prompts.DIALOGUES_FILE}: 0.75}}",
         f"data.valid={BUNDLED}/dialogues_dev.jsonl",
         "optim.lr=2e-3",
-        *ROWS,
-        log=50,
+        *SMALL_STEPS,
+        log=100,
     )
     asked = f"prompts={demo.texts}/questions.txt"
     demo.one("ask the exported model", "generate", f"model={export}", asked, "temperature=0", "max_new_tokens=64")
@@ -218,6 +221,7 @@ def prefer(demo: Demo, title: str, out: str, name: str, seed: int) -> None:
         f"data.valid={run}/comparisons_heldout.jsonl",
         "data.ties=drop",
         f"train.epochs={PM_EPOCHS}",
+        "optim.lr=6e-4",
         "train.save_every=0",
         "train.log_every=50",
         f"run.seed={seed}",
@@ -234,7 +238,7 @@ def train_on_levels(demo: Demo) -> None:
     """Levels from the rewards, training on them, and as much training of two other kinds on the same answers."""
     run = demo.run
     demo.one("make levels of the rewards", "tag", f"scored={run}/scored_train.jsonl", f"out={run}/tagged.jsonl", "by=blended")
-    shared = [f"init_from={run}/sft/export", f"data.train={run}/tagged.jsonl", "train.epochs=null", "optim.lr=1e-3", *ROWS]
+    shared = [f"init_from={run}/sft/export", f"data.train={run}/tagged.jsonl", "train.epochs=null", "optim.lr=1e-3", *SMALL_STEPS]
     demo.train("go on with the answers, each tagged with its level", "preference", "preference", PREFERENCE_STEPS, *shared)
     untagged = [*shared, "data.tag_dropout=1"]
     demo.train("what else one could do: go on with all answers, untagged", "sft", "untagged", PREFERENCE_STEPS, *untagged)
@@ -265,10 +269,40 @@ def compare(demo: Demo) -> None:
         demo.one(f"ask for {'the best' if tag == 'best' else 'the worst'} answers", "generate", *asked, f"tag={tag}")
 
 
+def make_variants(demo: Demo) -> None:
+    """The last language model with weights of 8 and 4 bits, beside itself: texts it finds likely, and answers that are right."""
+    run = demo.run
+    has_levels = (ROOT / run / "preference").is_dir()
+    last = f"{run}/{'preference' if has_levels else 'sft'}/export"
+    models = {name: f"{run}/variants/{name}/model" for name in VARIANTS} | {VARIANTS[0]: last}
+    shared = [f"model={last}", f"heldout={BUNDLED}/dialogues_dev.jsonl"]
+    demo.one("its weights in 8 bits", "quantize", *shared, f"out={models['int8']}", "bits=8", "method=torchao")
+    demo.one("its weights in 4 bits, calibrated on what it was trained on", "quantize", *shared, f"out={models['int4']}", "bits=4")
+    texts = f"data={{zh: {demo.texts}/dev_zh.jsonl, en: {demo.texts}/dev_en.jsonl}}"
+    for name, model in models.items():
+        out = f"{run}/variants/{name}"
+        demo.one(f"{name}: held-out texts", "evaluate", "suite=perplexity", f"model={model}", texts, f"out={out}/texts")
+        for tag in ("best", "none", "1") if has_levels else ("none",):
+            demo.one(
+                f"{name}: held-out questions, {'without a level' if tag == 'none' else f'tag={tag}'}",
+                "sample",
+                f"model={model}",
+                f"prompts={BUNDLED}/checked_prompts_heldout.jsonl",
+                f"out={out}/{tag}.jsonl",
+                f"tag={tag}",
+                "samples=4",
+                "batch_size=256",
+                f"seed={demo.seed}",
+                *ASKED,
+            )
+    places = [f"{run}/variants/{name}/texts" for name in VARIANTS]
+    demo.one("side by side", "evaluate", "compare", *places, "--match", "bits_per_byte")
+
+
 def look_back(demo: Demo) -> None:
     """Where the last model comes from, and whether everything is what it was."""
     run = demo.run
-    last = f"{run}/{'preference' if (ROOT / run / 'preference').is_dir() else 'pm'}/export"
+    last = f"{run}/variants/int4/model"
     demo.one("where the model comes from", "lineage", "show", last, "--svg", f"{run}/lineage.svg", "--in", f"{run}")
     demo.one("is everything what it was?", "lineage", "verify", f"{run}", "--in", f"{run}")
 
@@ -312,109 +346,6 @@ assert not report["missing_keys"] and not report["unexpected_keys"], report
 print(type(model).__name__, f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
 print("moss_train imported:", "moss_train" in sys.modules)
 """
-
-
-PLACES = (
-    "base/export",
-    "extended",
-    "corpus",
-    "pretrain/export",
-    "sft/export",
-    "pm/export",
-    "preference/export",
-    "untagged/export",
-    "best_only/export",
-)
-
-
-def summary(run: Path, seed: int, seconds: float) -> None:
-    """The closing tables: stage, tokens, loss before and after, artefact; and what tags did, beside the alternatives."""
-    stages = [of_stage(run, place) for place in PLACES if (run / place).is_dir()]
-    print("\n| stage | tokens | with loss | what came of it | artefact |\n|---|---|---|---|---|")
-    for stage in stages:
-        supervised = "" if stage["supervised"] is None else f"{stage['supervised']:,}"
-        print(f"| {stage['name']} | {stage['tokens']:,} | {supervised} | {stage['came']} | {stage['id'][:19]} |")
-    report = json.loads((run / "pm" / "pm_report.json").read_text(encoding="utf-8"))
-    kept = {name: report[name] for name in ("comparisons", "pairs", "accuracy", "baselines", "by_category")}
-    shares = {part: share_correct(run / f"responses_{part}.jsonl") for part in ("train", "heldout")}
-    found = {"seed": seed, "seconds": round(seconds), "stages": stages, "responses_correct": shares, "preference_model": kept}
-    pictures = ["sft/plots/loss.png", "pm/plots/reliability.png", "lineage.svg"]
-    if (run / "control").is_dir():
-        control = json.loads((run / "control" / "report.json").read_text(encoding="utf-8"))
-        print("\n| answers to held-out questions | correct | 95 % | wins over sft, by the second preference model |\n|---|---|---|---|")
-        for name, condition in control["conditions"].items():
-            print(f"| {name} | {of_condition(condition)} |")
-        found["control"] = {name: control[name] for name in ("spearman", "contrasts", "conditions", "conclusion")}
-        pictures.append("control/control.png")
-    (run / "demo.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"\npictures: {', '.join(f'{run / name}' for name in pictures)}\nthe demo took {seconds:.0f} s")
-
-
-def of_stage(run: Path, place: str) -> dict[str, Any]:
-    """A line of the first table."""
-    record = json.loads((run / place / "lineage.json").read_text(encoding="utf-8"))
-    tokens, supervised = record["tokens_seen"], record["supervised_tokens"]
-    name = place.removesuffix("/export") if record["stage"] == "sft" else record["stage"]
-    if place == "extended":
-        tokens, supervised, came = 0, None, of_extension(run / place / "extension.json")
-    elif place == "corpus":
-        corpus = json.loads((run / place / "corpus.json").read_text(encoding="utf-8"))["totals"]
-        tokens, supervised, came = corpus["tokens"], None, f"{corpus['documents']:,} documents"
-    elif place == "pm/export":
-        supervised, came = None, of_preferences(run)
-    else:
-        came = of_losses((run / place).parent / "metrics.jsonl", record["stage"])
-    return {"name": name, "stage": record["stage"], "tokens": tokens, "supervised": supervised, "came": came, "id": record["id"]}
-
-
-def of_condition(found: dict[str, Any]) -> str:
-    """A line of the second table, without its name."""
-    correct = found["correct"]
-    low, high = correct["interval"]
-    win = found["over_sft"]["win"]["rate"] if "over_sft" in found else None
-    return f"{correct['share']:.1%} | {low:.1%} to {high:.1%} | {'' if win is None else f'{win:.0%}'}"
-
-
-def of_extension(path: Path) -> str:
-    """What more vocabulary did to held-out text."""
-    report = json.loads(path.read_text(encoding="utf-8"))["heldout"]
-    gain = report["zh"]["tokens_before"] / report["zh"]["tokens_after"]
-    changed = report["code"]["changed_elsewhere"] + report["en"]["changed_elsewhere"]
-    return f"Chinese takes {gain:.2f} times fewer tokens; {changed} texts without Chinese changed"
-
-
-def of_losses(metrics: Path, stage: str) -> str:
-    """What training did to held-out losses."""
-    found = [event for event in map(json.loads, metrics.read_text(encoding="utf-8").splitlines()) if "eval/valid/loss" in event]
-    if stage != "pretrain":
-        return f"validation loss {found[0]['eval/valid/loss']:.3f} -> {found[-1]['eval/valid/loss']:.3f}"
-    names = [f"eval/valid/bits_per_byte/{language}" for language in ("zh", "en", "code")]
-    changes = [f"{name.rpartition('/')[2]} {found[0][name]:.2f} -> {found[-1][name]:.2f}" for name in names]
-    return f"bits per byte of held-out text: {', '.join(changes)}"
-
-
-def of_preferences(run: Path) -> str:
-    """How often the preference model finds the right answer of two, beside what is trivial."""
-    report = json.loads((run / "pm" / "pm_report.json").read_text(encoding="utf-8"))
-    accuracy, baselines = report["accuracy"], report["baselines"]
-    low, high = accuracy["interval"]
-    length = max(baselines["longer"]["accuracy"], baselines["shorter"]["accuracy"])
-    words = baselines["bag_of_words"]["accuracy"]
-    return (
-        f"held-out pairs: {accuracy['accuracy']:.1%} right (95 %: {low:.1%} to {high:.1%}; "
-        f"bag of words {words:.1%}, length {length:.1%}, coin 50 %)"
-    )
-
-
-def share_correct(path: Path) -> float:
-    """Share of a file's responses that are correct."""
-    verdicts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        record = json.loads(line)
-        asked = make_line(number, path.name, parse_responses(record, path.name))
-        checker = check_line(asked, None)
-        verdicts += [is_correct(asked, index, checker) for index in range(len(record["responses"]))]
-    return sum(verdicts) / len(verdicts)
 
 
 if __name__ == "__main__":
