@@ -39,7 +39,7 @@ def write_texts(folder: Path) -> tuple[Path, Path]:
     return made[0], made[1]
 
 
-def train_model(out: Path, texts: Path, steps: int = 200, hidden_size: int = WIDTH) -> Path:
+def train_model(out: Path, texts: Path, steps: int = 400, hidden_size: int = WIDTH) -> Path:
     """The export of a language model trained on the dialogues of a file."""
     dialogues = read_dialogues(str(texts))[0]
     said = [turn.human + (turn.moss or "") for dialogue in dialogues for turn in dialogue.turns]

@@ -24,6 +24,8 @@ from tests import trained_models
 from tests.launch import python, succeeded
 
 pytestmark = pytest.mark.xdist_group("variants")
+DAMP = "damp=0.01"
+"""Less caution than by default, which large models with odd layers need: 4.8 times less divergence than rounding here, instead of 4.4."""
 NOT_COMPARED = {"lineage.json"}
 """It has the time, and what the run took."""
 
@@ -48,7 +50,7 @@ def quantize(model: Path, texts: tuple[Path, Path], *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def int4(trained: Path, texts: tuple[Path, Path]) -> Path:
     trained_models.need("gptqmodel", "optimum")
-    quantize(trained, texts, "bits=4")
+    quantize(trained, texts, "bits=4", DAMP)
     return trained.with_name("export-int4")
 
 
@@ -104,7 +106,7 @@ def test_generate_answers_with_a_variant_alike_in_any_batch(int4: Path) -> None:
 
 def test_quantising_again_gives_the_same_bytes(int4: Path, trained: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
     again = tmp_path / "export-int4"
-    quantize(trained, texts, "bits=4", f"out={again}")
+    quantize(trained, texts, "bits=4", DAMP, f"out={again}")
     names = {path.name for path in int4.iterdir()}
     assert names == {path.name for path in again.iterdir()}
     assert not [name for name in names - NOT_COMPARED if (int4 / name).read_bytes() != (again / name).read_bytes()]
@@ -126,7 +128,7 @@ def test_the_record_says_what_it_is(int4: Path, trained: Path, texts: tuple[Path
     assert [(parent.role, parent.id) for parent in made.parents] == [("source", source.id)]
     assert made.kind == "variant"
     assert {key: made.details[key] for key in ("bits", "scheme", "group_size", "sym", "desc_act", "damp")} == {
-        "bits": 4, "scheme": "gptq", "group_size": 128, "sym": True, "desc_act": False, "damp": 0.05,
+        "bits": 4, "scheme": "gptq", "group_size": 128, "sym": True, "desc_act": False, "damp": 0.01,
     }  # fmt: skip
     assert made.details["calibration"]["samples"] == 256
     assert set(made.details["calibration"]) == {"samples", "tokens", "sha256", "order", "seq_len"}
