@@ -9,12 +9,12 @@ from pathlib import Path
 
 from moss_train.data.comparisons import parse_responses
 from moss_train.data.dialogue import Dialogue
-from moss_train.data.formats import parse
-from moss_train.data.records import PROBLEMS_SHOWN, ProblemList, RecordError, read_records
+from moss_train.data.records import PROBLEMS_SHOWN, RecordError
 from moss_train.errors import CheckpointError, DataError, UsageError
-from moss_train.evaluate.config import EvaluateConfig, paths_of
+from moss_train.evaluate.config import EvaluateConfig
 from moss_train.evaluate.control_conditions import Condition, list_conditions
 from moss_train.evaluate.control_taggers import forms_of, refuse_tagger, taggers_of
+from moss_train.evaluate.dialogue_data import read_parts
 from moss_train.inference.speaker import training_details
 from moss_train.model.loading import read_model_config
 from moss_train.model.shapes import LM, head_of
@@ -51,7 +51,7 @@ def read_task(config: EvaluateConfig) -> Task:
     # All models are asked the same: what `system` is by default follows from the one that is evaluated.
     prompts = read_prompts(config.sampling(str(model), "none"))
     check_checkers(prompts)
-    return Task(levels, list_conditions(config, levels), taggers, prompts, *read_dialogues(config))
+    return Task(levels, list_conditions(config, levels), taggers, prompts, *read_parts(config)[:2])
 
 
 def levels_of_model(model: Path) -> list[int]:
@@ -122,27 +122,3 @@ def check_checkers(prompts: Sequence[Prompt]) -> None:
     if problems:
         more = [f"... and {len(problems) - PROBLEMS_SHOWN} more"] if len(problems) > PROBLEMS_SHOWN else []
         raise DataError("\n".join([*problems[:PROBLEMS_SHOWN], *more]))
-
-
-def read_dialogues(config: EvaluateConfig) -> tuple[list[Dialogue], list[tuple[str, int]]]:
-    """The held-out dialogues of `data`, and how many each path has.
-
-    Raises:
-        DataError: They cannot be read, some are bad, or a path has none.
-    """
-    default_meta = training_details(Path(config.model or "")).get("meta_instruction")
-    problems = ProblemList(config.on_bad.value, config.max_bad_share, "on_bad")
-    found: list[Dialogue] = []
-    parts = []
-    for spec in paths_of(config.data):
-        before = len(found)
-        for record in read_records(spec, problems.add):
-            try:
-                found.append(parse(record.value, record.origin, default_meta=default_meta))
-            except RecordError as error:
-                problems.add(error)
-        parts.append((spec, len(found) - before))
-    problems.finish(len(found))
-    if empty := [spec for spec, count in parts if not count]:
-        raise DataError(f"data: {', '.join(empty)} holds no dialogues")
-    return found, parts

@@ -1,4 +1,4 @@
-"""The held-out dialogues of `suite=dialogue` and `suite=plugins`."""
+"""The held-out dialogues of `suite=dialogue`, `suite=plugins` and `suite=control`."""
 
 from __future__ import annotations
 
