@@ -1,11 +1,12 @@
 """The whole chain on bundled data, on two CPU ranks under ZeRO-3: a small English model, more vocabulary for Chinese, a corpus of token
-shards, continued pretraining on it, fine-tuning in both languages, export, reload, generate; its own answers, sampled and checked, and a
-preference model trained on which of them are right; variants of the model with 8 and 4 bits. With --levels, as long again: levels
-from the rewards, training on answers that carry them, and answers under the best level, measured by a second preference model beside what
-else one could have done.
+shards, continued pretraining on it, fine-tuning in both languages, export, reload, generate; its own answers, sampled and checked, a
+preference model trained on which of them are right, levels from its rewards, training on answers that carry them, and answers under the
+best level, beside what else one could have done; variants of the last model with 8 and 4 bits. With --thorough, twice as long:
+three times the training on levels, a judge that learned as long as the preference model, and variants of the other models too.
 
 python scripts/demo.py                     # what `make demo` runs
 python scripts/demo.py runs/demo --seed 1  # into another directory, with other random numbers
+python scripts/demo.py runs/demo --thorough
 
 Each step is a command that you can type yourself; it is printed before it runs. What the closing table says is in DIR/demo.json too.
 """
@@ -15,63 +16,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from demo_tables import VARIANTS, summary
+from demo_steps import ROOT, STOCK, WHOLE, Demo
+from demo_tables import OTHERS, VARIANTS, summary
 
 from moss_train.data.bundled import make_prompts
 
-ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = Path("moss_train/data/bundled")
-BIN = Path(sys.executable).parent
-LAUNCHER = [str(BIN / "deepspeed"), "--num_accelerators", "2"]
 # Deep enough for a preference model to see at the end of a reply what was expected at its beginning.
 MODEL = ["model.num_layers=3", "model.hidden_size=256", "model.initializer_range=0.0625"]
-SAMPLES, TEMPERATURE = 6, 1.35
-SFT_STEPS, PM_EPOCHS, PREFERENCE_STEPS = 900, 3, 1000
+# Right and wrong answers in equal parts: less at random, and too few are wrong to learn from.
+SAMPLES, TEMPERATURE = 6, 1.5
+SFT_STEPS, PM_EPOCHS = 1000, 3
 GUIDANCE = 1.5
 SYSTEM = f"system='{make_prompts.META.strip()}'"
 ASKED = ["thoughts=true", SYSTEM, "max_new_tokens=40"]
-
-
-@dataclass
-class Demo:
-    """Where everything goes, and the source of random numbers. `texts`: Of the bundled dialogues, by language."""
-
-    run: Path
-    seed: int
-    texts: Path
-
-    def step(self, title: str, command: Sequence[str]) -> None:
-        """Shows a command and runs it; the demo ends with its exit code when it fails."""
-        program = [Path(part).name if part in (sys.executable, LAUNCHER[0]) else "..." if part == STOCK else part for part in command]
-        print(f"\n\033[1m== {title}\033[0m\n$ {shlex.join(program)}", flush=True)
-        environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
-        code = subprocess.run(command, cwd=ROOT, env=environment).returncode
-        if code:
-            sys.exit(code)
-
-    def one(self, title: str, script: str, *options: str) -> None:
-        """A command of one process."""
-        self.step(title, [sys.executable, f"scripts/{script}.py", *options])
-
-    def two(self, title: str, script: str, *options: str) -> None:
-        """A command of two ranks."""
-        self.step(title, [*LAUNCHER, f"scripts/{script}.py", *options])
-
-    def train(self, title: str, stage: str, out: str, steps: int, *options: str, log: int = 20, evaluate: int | None = None) -> None:
-        """A stage of training: two ranks, ZeRO-3. Validated at its begin, its end, and every `evaluate` steps."""
-        counted = [f"train.steps={steps}", f"train.eval_every={evaluate or steps}", f"train.log_every={log}", "train.save_every=100"]
-        shared = [f"+config=tiny_{stage}", f"run.dir={self.run}/{out}", f"run.seed={self.seed}", *counted]
-        self.two(f"{title} (two ranks, ZeRO-3)", stage, *shared, *options)
 
 
 def main() -> None:
@@ -79,20 +43,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--levels", action="store_true", help="go on: levels, training on them, and what they do beside the alternatives")
+    parser.add_argument("--thorough", action="store_true", help="train longer on levels, with a better judge; variants of all models")
     arguments = parser.parse_args()
     started = time.time()
     shutil.rmtree(ROOT / arguments.out, ignore_errors=True)
     os.environ["DS_ACCELERATOR"] = "cpu"
-    demo = Demo(arguments.out, arguments.seed, write_texts(ROOT / arguments.out))
+    demo = Demo(arguments.out, arguments.seed, write_texts(ROOT / arguments.out), arguments.thorough)
     learn_chinese(demo)
     fine_tune(demo)
     sample_and_rank(demo)
     train_preference_model(demo)
-    if arguments.levels:
-        train_judge(demo)
-        train_on_levels(demo)
-        compare(demo)
+    train_judge(demo)
+    train_on_levels(demo)
+    compare(demo)
     make_variants(demo)
     look_back(demo)
     summary(ROOT / demo.run, demo.seed, time.time() - started)
@@ -100,7 +63,7 @@ def main() -> None:
 
 ROWS = ["data.seq_len=512", "train.global_batch_size=4", "train.micro_batch_size=2"]
 # Of the same tokens, twice as many steps of half the size teach a model as small as this one more.
-SMALL_STEPS = ["data.seq_len=512", "train.global_batch_size=2", "train.micro_batch_size=1"]
+SMALL_STEPS = ["data.seq_len=512", "train.global_batch_size=2", "train.micro_batch_size=1", "optim.beta2=0.98"]
 
 
 def learn_chinese(demo: Demo) -> None:
@@ -164,15 +127,16 @@ def fine_tune(demo: Demo) -> None:
         "sft",
         SFT_STEPS,
         f"init_from={demo.run}/pretrain/export",
-        f"data.train={{{BUNDLED}/dialogues_train.jsonl: 0.25, {demo.texts}/{make_prompts.DIALOGUES_FILE}: 0.75}}",
+        f"data.train={{{BUNDLED}/dialogues_train.jsonl: 0.2, {demo.texts}/{make_prompts.DIALOGUES_FILE}: 0.8}}",
         f"data.valid={BUNDLED}/dialogues_dev.jsonl",
         "optim.lr=2e-3",
         *SMALL_STEPS,
         log=100,
     )
     asked = f"prompts={demo.texts}/questions.txt"
-    demo.one("ask the exported model", "generate", f"model={export}", asked, "temperature=0", "max_new_tokens=64")
-    demo.step("open the export with stock transformers, without this project", [sys.executable, "-c", STOCK, export])
+    with demo.side_by_side():
+        demo.one("ask the exported model", "generate", f"model={export}", asked, "temperature=0", "max_new_tokens=64")
+        demo.step("open the export with stock transformers, without this project", [sys.executable, "-c", STOCK, export])
 
 
 def sample_and_rank(demo: Demo) -> None:
@@ -203,12 +167,13 @@ def answer_and_rank(demo: Demo, name: str, part: str, samples: int, seed: int) -
 def train_preference_model(demo: Demo) -> None:
     """The preference model, and its rewards."""
     run = demo.run
-    prefer(demo, "train a preference model on that; test it on questions that nothing was trained on", "pm", "train", demo.seed)
+    title = "train a preference model on that; test it on questions that nothing was trained on"
+    prefer(demo, title, "pm", "train", demo.seed, PM_EPOCHS)
     scored = [f"model={run}/pm/export", f"responses={run}/responses_train.jsonl", f"out={run}/scored_train.jsonl"]
     demo.two("score all the responses (two ranks)", "score", *scored)
 
 
-def prefer(demo: Demo, title: str, out: str, name: str, seed: int) -> None:
+def prefer(demo: Demo, title: str, out: str, name: str, seed: int, epochs: int) -> None:
     """Trains a preference model on comparisons."""
     run = demo.run
     demo.two(
@@ -220,30 +185,33 @@ def prefer(demo: Demo, title: str, out: str, name: str, seed: int) -> None:
         f"data.train={run}/comparisons_{name}.jsonl",
         f"data.valid={run}/comparisons_heldout.jsonl",
         "data.ties=drop",
-        f"train.epochs={PM_EPOCHS}",
+        f"train.epochs={epochs}",
         "optim.lr=6e-4",
         "train.save_every=0",
         "train.log_every=50",
         f"run.seed={seed}",
+        WHOLE,
     )
 
 
 def train_judge(demo: Demo) -> None:
     """A second preference model, which will judge: other answers to the same questions, and other random numbers."""
-    answer_and_rank(demo, "judge", "train", SAMPLES // 2, demo.seed + 1)
-    prefer(demo, "train a second preference model on other answers, to judge what comes of the first", "judge", "judge", demo.seed + 1)
+    answer_and_rank(demo, "judge", "train", SAMPLES if demo.thorough else SAMPLES // 2, demo.seed + 1)
+    title = "train a second preference model on other answers, to judge what comes of the first"
+    prefer(demo, title, "judge", "judge", demo.seed + 1, PM_EPOCHS if demo.thorough else 1)
 
 
 def train_on_levels(demo: Demo) -> None:
     """Levels from the rewards, training on them, and as much training of two other kinds on the same answers."""
     run = demo.run
     demo.one("make levels of the rewards", "tag", f"scored={run}/scored_train.jsonl", f"out={run}/tagged.jsonl", "by=blended")
+    steps = 1000 if demo.thorough else 300
     shared = [f"init_from={run}/sft/export", f"data.train={run}/tagged.jsonl", "train.epochs=null", "optim.lr=1e-3", *SMALL_STEPS]
-    demo.train("go on with the answers, each tagged with its level", "preference", "preference", PREFERENCE_STEPS, *shared)
+    demo.train("go on with the answers, each tagged with its level", "preference", "preference", steps, *shared, log=100)
     untagged = [*shared, "data.tag_dropout=1"]
-    demo.train("what else one could do: go on with all answers, untagged", "sft", "untagged", PREFERENCE_STEPS, *untagged)
+    demo.train("what else one could do: go on with all answers, untagged", "sft", "untagged", steps, *untagged, log=100)
     best = [*untagged, "data.level_weights=[0,0,0,0,1]"]
-    demo.train("what else one could do: go on with the best answers only", "sft", "best_only", PREFERENCE_STEPS, *best)
+    demo.train("what else one could do: go on with the best answers only", "sft", "best_only", steps, *best, log=100)
 
 
 def compare(demo: Demo) -> None:
@@ -265,38 +233,49 @@ def compare(demo: Demo) -> None:
         *ASKED,
     )
     asked = [f"model={run}/preference/export", f"prompts={demo.texts}/checked.txt", *ASKED, "temperature=0"]
-    for tag in ("best", "1"):
-        demo.one(f"ask for {'the best' if tag == 'best' else 'the worst'} answers", "generate", *asked, f"tag={tag}")
+    with demo.side_by_side():
+        for tag in ("best", "1"):
+            demo.one(f"ask for {'the best' if tag == 'best' else 'the worst'} answers", "generate", *asked, f"tag={tag}")
 
 
 def make_variants(demo: Demo) -> None:
     """The last language model with weights of 8 and 4 bits, beside itself: texts it finds likely, and answers that are right."""
     run = demo.run
-    has_levels = (ROOT / run / "preference").is_dir()
-    last = f"{run}/{'preference' if has_levels else 'sft'}/export"
+    last = f"{run}/preference/export"
     models = {name: f"{run}/variants/{name}/model" for name in VARIANTS} | {VARIANTS[0]: last}
-    shared = [f"model={last}", f"heldout={BUNDLED}/dialogues_dev.jsonl"]
-    demo.one("its weights in 8 bits", "quantize", *shared, f"out={models['int8']}", "bits=8", "method=torchao")
-    demo.one("its weights in 4 bits, calibrated on what it was trained on", "quantize", *shared, f"out={models['int4']}", "bits=4")
+    with demo.side_by_side():
+        quantize(demo, "its weights", last, f"{run}/variants")
+        if demo.thorough:
+            for name in OTHERS:
+                quantize(demo, f"those of {name}", f"{run}/{name}/export", f"{run}/variants/{name}")
     texts = f"data={{zh: {demo.texts}/dev_zh.jsonl, en: {demo.texts}/dev_en.jsonl}}"
-    for name, model in models.items():
-        out = f"{run}/variants/{name}"
-        demo.one(f"{name}: held-out texts", "evaluate", "suite=perplexity", f"model={model}", texts, f"out={out}/texts")
-        for tag in ("best", "none", "1") if has_levels else ("none",):
-            demo.one(
-                f"{name}: held-out questions, {'without a level' if tag == 'none' else f'tag={tag}'}",
-                "sample",
-                f"model={model}",
-                f"prompts={BUNDLED}/checked_prompts_heldout.jsonl",
-                f"out={out}/{tag}.jsonl",
-                f"tag={tag}",
-                "samples=4",
-                "batch_size=256",
-                f"seed={demo.seed}",
-                *ASKED,
-            )
+    with demo.side_by_side():
+        for name, model in models.items():
+            out = f"{run}/variants/{name}"
+            demo.one(f"{name}: held-out texts", "evaluate", "suite=perplexity", f"model={model}", texts, f"out={out}/texts")
+            for tag in ("best", "none", "1"):
+                demo.one(
+                    f"{name}: held-out questions, {'without a level' if tag == 'none' else f'tag={tag}'}",
+                    "sample",
+                    f"model={model}",
+                    f"prompts={BUNDLED}/checked_prompts_heldout.jsonl",
+                    f"out={out}/{tag}.jsonl",
+                    f"tag={tag}",
+                    "samples=4",
+                    "batch_size=256",
+                    f"seed={demo.seed}",
+                    *ASKED,
+                )
     places = [f"{run}/variants/{name}/texts" for name in VARIANTS]
     demo.one("side by side", "evaluate", "compare", *places, "--match", "bits_per_byte")
+
+
+def quantize(demo: Demo, whose: str, model: str, out: str) -> None:
+    """Variants of one model in `out`; a preference model is held against itself on comparisons."""
+    heldout = f"{demo.run}/comparisons_heldout.jsonl" if model.endswith("/pm/export") else f"{BUNDLED}/dialogues_dev.jsonl"
+    shared = [f"model={model}", f"heldout={heldout}"]
+    demo.one(f"{whose} in 8 bits", "quantize", *shared, f"out={out}/int8/model", "bits=8", "method=torchao")
+    demo.one(f"{whose} in 4 bits, calibrated on what it was trained on", "quantize", *shared, f"out={out}/int4/model", "bits=4")
 
 
 def look_back(demo: Demo) -> None:
@@ -334,18 +313,6 @@ def text_of(record: dict[str, Any]) -> str:
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     """Writes JSONL."""
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
-
-
-# Runs in a process that imports transformers alone.
-STOCK = """
-import sys
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model, report = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-assert not report["missing_keys"] and not report["unexpected_keys"], report
-print(type(model).__name__, f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
-print("moss_train imported:", "moss_train" in sys.modules)
-"""
 
 
 if __name__ == "__main__":

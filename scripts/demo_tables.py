@@ -11,6 +11,8 @@ from moss_train.pm.checkers import check_line, is_correct
 from moss_train.pm.ranking import make_line
 
 VARIANTS = ("bf16", "int8", "int4")
+OTHERS = ("base", "sft", "pm")
+"""Models that get variants too, where the demo is thorough."""
 PLACES = (
     "base/export",
     "extended",
@@ -31,13 +33,13 @@ def summary(run: Path, seed: int, seconds: float) -> None:
     for stage in stages:
         supervised = "" if stage["supervised"] is None else f"{stage['supervised']:,}"
         print(f"| {stage['name']} | {stage['tokens']:,} | {supervised} | {stage['came']} | {stage['id'][:19]} |")
-    report = json.loads((run / "pm" / "pm_report.json").read_text(encoding="utf-8"))
+    report = read_json(run / "pm" / "pm_report.json")
     kept = {name: report[name] for name in ("comparisons", "pairs", "accuracy", "baselines", "by_category")}
     shares = {part: share_correct(run / f"responses_{part}.jsonl") for part in ("train", "heldout")}
     found = {"seed": seed, "seconds": round(seconds), "stages": stages, "responses_correct": shares, "preference_model": kept}
     pictures = ["sft/plots/loss.png", "pm/plots/reliability.png", "lineage.svg"]
     if (run / "control").is_dir():
-        control = json.loads((run / "control" / "report.json").read_text(encoding="utf-8"))
+        control = read_json(run / "control" / "report.json")
         print("\n| answers to held-out questions | correct | 95 % | wins over sft, by the second preference model |\n|---|---|---|---|")
         for name, condition in control["conditions"].items():
             print(f"| {name} | {of_condition(condition)} |")
@@ -46,19 +48,31 @@ def summary(run: Path, seed: int, seconds: float) -> None:
     found["variants"] = [of_variant(run, name) for name in VARIANTS if (run / "variants" / name).is_dir()]
     if found["variants"]:
         show_variants(found["variants"])
+    places = {f"{name} {bits}": run / "variants" / name / bits / "model" for name in OTHERS for bits in VARIANTS[1:]}
+    records = {name: read_json(place / "quantization.json") for name, place in places.items() if place.is_dir()}
+    found["other_variants"] = {name: record["measured"] for name, record in records.items()}
+    if found["other_variants"]:
+        print("\n| other models | KL | rounding | MB | MB of its source |\n|---|---|---|---|---|")
+        for name, one in found["other_variants"].items():
+            print(f"| {name} | {one['heldout/kl']:.2g} | {of_rounding(one)} | {one['bytes'] / 1e6:.1f} | {one['source_bytes'] / 1e6:.1f} |")
     (run / "demo.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"\npictures: {', '.join(f'{run / name}' for name in pictures)}\nthe demo took {seconds:.0f} s")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def of_stage(run: Path, place: str) -> dict[str, Any]:
     """A line of the first table."""
-    record = json.loads((run / place / "lineage.json").read_text(encoding="utf-8"))
+    record = read_json(run / place / "lineage.json")
     tokens, supervised = record["tokens_seen"], record["supervised_tokens"]
     name = place.removesuffix("/export") if record["stage"] == "sft" else record["stage"]
     if place == "extended":
         tokens, supervised, came = 0, None, of_extension(run / place / "extension.json")
     elif place == "corpus":
-        corpus = json.loads((run / place / "corpus.json").read_text(encoding="utf-8"))["totals"]
+        corpus = read_json(run / place / "corpus.json")["totals"]
         tokens, supervised, came = corpus["tokens"], None, f"{corpus['documents']:,} documents"
     elif place == "pm/export":
         supervised, came = None, of_preferences(run)
@@ -70,12 +84,12 @@ def of_stage(run: Path, place: str) -> dict[str, Any]:
 def of_variant(run: Path, name: str) -> dict[str, Any]:
     """What a variant of the last model is and does; of the model itself the same, where it has it."""
     place = run / "variants" / name
-    perplexity = json.loads((place / "texts" / "report.json").read_text(encoding="utf-8"))["figures"]["perplexity/perplexity"]
+    perplexity = read_json(place / "texts" / "report.json")["figures"]["perplexity/perplexity"]
     correct = {path.stem: share_correct(path) for path in sorted(place.glob("*.jsonl"))}
     found: dict[str, Any] = {"name": name, "perplexity": perplexity["value"], "correct": correct}
     record = place / "model" / "quantization.json"
     if record.is_file():
-        made = json.loads(record.read_text(encoding="utf-8"))
+        made = read_json(record)
         found |= {"method": made["method"], **made["measured"]}
     return found
 
@@ -91,16 +105,21 @@ def show_variants(variants: list[dict[str, Any]]) -> None:
         if "method" not in one:
             print(f"| {one['name']} | {one['perplexity']:.3f} | | | {whole / 1e6:.1f} | | {correct} |")
             continue
-        rounding = one.get("heldout/kl_round_to_nearest")
         cells = [
             f"{one['name']}, {one['method']}",
             f"{one['perplexity']:.3f}",
             f"{one['heldout/kl']:.2g}",
-            "" if rounding is None else f"{rounding:.2g}",
+            of_rounding(one),
             f"{one['bytes'] / 1e6:.1f}",
             f"{one['memory'] / 1e6:.1f}",
         ]
         print(f"| {' | '.join(cells)} | {correct} |")
+
+
+def of_rounding(measured: dict[str, Any]) -> str:
+    """KL of the same model rounded to as few bits, where it was measured."""
+    rounding = measured.get("heldout/kl_round_to_nearest")
+    return "" if rounding is None else f"{rounding:.2g}"
 
 
 def of_condition(found: dict[str, Any]) -> str:
@@ -113,7 +132,7 @@ def of_condition(found: dict[str, Any]) -> str:
 
 def of_extension(path: Path) -> str:
     """What more vocabulary did to held-out text."""
-    report = json.loads(path.read_text(encoding="utf-8"))["heldout"]
+    report = read_json(path)["heldout"]
     gain = report["zh"]["tokens_before"] / report["zh"]["tokens_after"]
     changed = report["code"]["changed_elsewhere"] + report["en"]["changed_elsewhere"]
     return f"Chinese takes {gain:.2f} times fewer tokens; {changed} texts without Chinese changed"
@@ -131,7 +150,7 @@ def of_losses(metrics: Path, stage: str) -> str:
 
 def of_preferences(run: Path) -> str:
     """How often the preference model finds the right answer of two, beside what is trivial."""
-    report = json.loads((run / "pm" / "pm_report.json").read_text(encoding="utf-8"))
+    report = read_json(run / "pm" / "pm_report.json")
     accuracy, baselines = report["accuracy"], report["baselines"]
     low, high = accuracy["interval"]
     length = max(baselines["longer"]["accuracy"], baselines["shorter"]["accuracy"])
