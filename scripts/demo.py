@@ -34,6 +34,7 @@ MODEL = ["model.num_layers=3", "model.hidden_size=256", "model.initializer_range
 SAMPLES, TEMPERATURE = 6, 1.5
 SFT_STEPS, PM_EPOCHS = 1000, 3
 GUIDANCE = 1.5
+LEVELS, EXPERT = 5, "expert_dialogues.jsonl"
 SYSTEM = f"system='{make_prompts.META.strip()}'"
 ASKED = ["thoughts=true", SYSTEM, "max_new_tokens=40"]
 
@@ -206,12 +207,14 @@ def train_on_levels(demo: Demo) -> None:
     run = demo.run
     demo.one("make levels of the rewards", "tag", f"scored={run}/scored_train.jsonl", f"out={run}/tagged.jsonl", "by=blended")
     steps = 1000 if demo.thorough else 300
-    shared = [f"init_from={run}/sft/export", f"data.train={run}/tagged.jsonl", "train.epochs=null", "optim.lr=1e-3", *SMALL_STEPS]
-    demo.train("go on with the answers, each tagged with its level", "preference", "preference", steps, *shared, log=100)
+    # The dialogues it was fine-tuned on, as the best there is, beside its own answers: of those alone, half of them wrong, it forgets.
+    data = f"data.train={{{run}/tagged.jsonl: 0.75, {demo.texts}/{EXPERT}: 0.25}}"
+    shared = [f"init_from={run}/sft/export", data, "train.epochs=null", "optim.lr=6e-4", *SMALL_STEPS]
+    demo.train("go on with these and its answers, each tagged with its level", "preference", "preference", steps, *shared, log=100)
     untagged = [*shared, "data.tag_dropout=1"]
-    demo.train("what else one could do: go on with all answers, untagged", "sft", "untagged", steps, *untagged, log=100)
+    demo.train("what else one could do: go on with the same, untagged", "sft", "untagged", steps, *untagged, log=100)
     best = [*untagged, "data.level_weights=[0,0,0,0,1]"]
-    demo.train("what else one could do: go on with the best answers only", "sft", "best_only", steps, *best, log=100)
+    demo.train("what else one could do: go on with the best of it only", "sft", "best_only", steps, *best, log=100)
 
 
 def compare(demo: Demo) -> None:
@@ -290,7 +293,8 @@ def write_texts(run: Path) -> Path:
     """Writes the bundled dialogues by language, as dialogues (English) and as plain texts (both), and dialogues of checked questions."""
     folder = run / "texts"
     folder.mkdir(parents=True)
-    make_prompts.write_dialogues(folder)
+    (dialogues,) = make_prompts.write_dialogues(folder)
+    mark_best(dialogues, folder / EXPERT)
     (folder / "questions.txt").write_text("What is 12 + 7?\n法国的首都是哪里？\nWho are you?\n", encoding="utf-8")
     (folder / "checked.txt").write_text("What is the capital of France?\n三加四等于多少？\nMultiply 4 by 5.\n", encoding="utf-8")
     for part, name in (("dialogues_train", ""), ("dialogues_dev", "dev_")):
@@ -302,6 +306,15 @@ def write_texts(run: Path) -> Path:
             if language == "en":
                 write_lines(folder / f"dialogues_{name}en.jsonl", chosen)
     return folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+
+
+def mark_best(dialogues: Path, out: Path) -> None:
+    """Writes dialogues with the best level at every reply: people wrote them, so none has to be scored."""
+    records = [json.loads(line) for line in dialogues.read_text(encoding="utf-8").splitlines()]
+    for record in records:
+        for turn in record["chat"].values():
+            turn["level"] = LEVELS
+    write_lines(out, records)
 
 
 def text_of(record: dict[str, Any]) -> str:
