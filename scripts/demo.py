@@ -1,7 +1,7 @@
 """The whole chain on bundled data, on two CPU ranks under ZeRO-3: a small English model, more vocabulary for Chinese, a corpus of token
 shards, continued pretraining on it, fine-tuning in both languages, export, reload, generate; its own answers, sampled and checked, a
 preference model trained on which of them are right, levels from its rewards, training on answers that carry them, and answers under the
-best level, beside what else one could have done; variants of the last model with 8 and 4 bits. With --thorough, twice as long:
+best level, beside what else one could have done; variants of the last model with 8 and 4 bits. With --thorough, longer:
 three times the training on levels, a judge that learned as long as the preference model, and variants of the other models too.
 
 python scripts/demo.py                     # what `make demo` runs
