@@ -33,7 +33,7 @@ MODEL = ["model.num_layers=3", "model.hidden_size=256", "model.initializer_range
 # Right and wrong answers in equal parts: less at random, and too few are wrong to learn from.
 SAMPLES, TEMPERATURE = 6, 1.5
 SFT_STEPS, PM_EPOCHS = 1000, 3
-GUIDANCE = 1.5
+GUIDANCE = 2
 LEVELS, EXPERT = 5, "expert_dialogues.jsonl"
 SYSTEM = f"system='{make_prompts.META.strip()}'"
 ASKED = ["thoughts=true", SYSTEM, "max_new_tokens=40"]
@@ -210,7 +210,10 @@ def train_on_levels(demo: Demo) -> None:
     # The dialogues it was fine-tuned on, as the best there is, beside its own answers: of those alone, half of them wrong, it forgets.
     data = f"data.train={{{run}/tagged.jsonl: 0.75, {demo.texts}/{EXPERT}: 0.25}}"
     shared = [f"init_from={run}/sft/export", data, "train.epochs=null", "optim.lr=6e-4", *SMALL_STEPS]
-    demo.train("go on with these and its answers, each tagged with its level", "preference", "preference", steps, *shared, log=100)
+    # More than the preset leaves untagged: in so few steps the model is to learn, too, what it says without a tag, or guidance leads
+    # away from nothing.
+    tagged = [*shared, "data.tag_dropout=0.2"]
+    demo.train("go on with these and its answers, each tagged with its level", "preference", "preference", steps, *tagged, log=100)
     untagged = [*shared, "data.tag_dropout=1"]
     demo.train("what else one could do: go on with the same, untagged", "sft", "untagged", steps, *untagged, log=100)
     best = [*untagged, "data.level_weights=[0,0,0,0,1]"]

@@ -28,7 +28,7 @@ PLACES = (
 
 def summary(run: Path, seed: int, seconds: float) -> None:
     """The closing tables: stage, tokens, loss before and after, artefact; and what tags did, beside the alternatives."""
-    stages = [of_stage(run, place) for place in PLACES if (run / place).is_dir()]
+    stages = [of_stage(run, place) for place in PLACES]
     print("\n| stage | tokens | with loss | what came of it | artefact |\n|---|---|---|---|---|")
     for stage in stages:
         supervised = "" if stage["supervised"] is None else f"{stage['supervised']:,}"
@@ -37,17 +37,17 @@ def summary(run: Path, seed: int, seconds: float) -> None:
     kept = {name: report[name] for name in ("comparisons", "pairs", "accuracy", "baselines", "by_category")}
     shares = {part: share_correct(run / f"responses_{part}.jsonl") for part in ("train", "heldout")}
     found = {"seed": seed, "seconds": round(seconds), "stages": stages, "responses_correct": shares, "preference_model": kept}
-    pictures = ["sft/plots/loss.png", "pm/plots/reliability.png", "lineage.svg"]
-    if (run / "control").is_dir():
-        control = read_json(run / "control" / "report.json")
-        print("\n| answers to held-out questions | correct | 95 % | wins over sft, by the second preference model |\n|---|---|---|---|")
-        for name, condition in control["conditions"].items():
-            print(f"| {name} | {of_condition(condition)} |")
-        found["control"] = {name: control[name] for name in ("spearman", "contrasts", "conditions", "conclusion")}
-        pictures.append("control/control.png")
-    found["variants"] = [of_variant(run, name) for name in VARIANTS if (run / "variants" / name).is_dir()]
-    if found["variants"]:
-        show_variants(found["variants"])
+    control = read_json(run / "control" / "report.json")
+    print("\n| answers to held-out questions | correct | 95 % | wins over sft, by the second preference model |\n|---|---|---|---|")
+    for name, condition in control["conditions"].items():
+        print(f"| {name} | {of_condition(condition)} |")
+    for strength, spearman in [(1, control["spearman"]), *((one["guidance"], one["spearman"]) for one in control["guided"])]:
+        low, high = spearman["reward"]["interval"]
+        told = f"{spearman['reward']['value']:.2f} ({low:.2f} to {high:.2f})"
+        print(f"\nlevel asked for and reward by the second preference model, guidance {strength:g}: Spearman {told}")
+    found["control"] = {name: control[name] for name in ("spearman", "contrasts", "guided", "conditions", "conclusion")}
+    found["variants"] = [of_variant(run, name) for name in VARIANTS]
+    show_variants(found["variants"])
     places = {f"{name} {bits}": run / "variants" / name / bits / "model" for name in OTHERS for bits in VARIANTS[1:]}
     records = {name: read_json(place / "quantization.json") for name, place in places.items() if place.is_dir()}
     found["other_variants"] = {name: record["measured"] for name, record in records.items()}
@@ -55,6 +55,7 @@ def summary(run: Path, seed: int, seconds: float) -> None:
         print("\n| other models | KL | rounding | MB | MB of its source |\n|---|---|---|---|---|")
         for name, one in found["other_variants"].items():
             print(f"| {name} | {one['heldout/kl']:.2g} | {of_rounding(one)} | {one['bytes'] / 1e6:.1f} | {one['source_bytes'] / 1e6:.1f} |")
+    pictures = ["sft/plots/loss.png", "pm/plots/reliability.png", "control/control.png", "lineage.svg"]
     (run / "demo.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"\npictures: {', '.join(f'{run / name}' for name in pictures)}\nthe demo took {seconds:.0f} s")
 

@@ -164,7 +164,7 @@ class EvaluateConfig:
     `sft` too."""
     best_of: BestOfConfig = field(default_factory=BestOfConfig)
     guidance: list[float] = field(default_factory=list)
-    """Strengths of guidance; each is a condition, in which the best level is asked for."""
+    """Strengths of guidance; with each, every level is asked for again, but for one that `guidance_from` names."""
     guidance_from: str = SampleConfig.guidance_from
     """What they lead away from: `none`, `worst`, or a level."""
 

@@ -133,7 +133,7 @@ def _finish(config: EvaluateConfig, task: Task, said: Said) -> None:
         prompts, [[one for condition in task.conditions for one in replies[condition.name][n]] for n in range(len(prompts))]
     )
     answers = make_answers(prompts, task.conditions, replies, scored, judge)
-    measured = measure(answers, task.levels, [_category(one) for one in prompts])
+    measured = measure(answers, task.levels, [_category(one) for one in prompts], config.guidance)
     settings = _settings(config)
     whole = {
         "suite": "control",
@@ -248,6 +248,8 @@ def _record(config: EvaluateConfig, task: Task, whole: dict[str, Any], settings:
 
 def _metrics(whole: dict[str, Any]) -> dict[str, float]:
     values = {"control/spearman": whole["spearman"]["reward"]["value"], "control/spearman_within": whole["spearman"]["reward"]["within"]}
+    for one in whole["guided"]:
+        values[f"control/spearman/guidance_{one['guidance']:g}"] = one["spearman"]["reward"]["value"]
     values |= {f"control/{one['name'].replace(' ', '_')}": one["win"]["rate"] for one in whole["contrasts"]}
     for name, found in whole["conditions"].items():
         if found["correct"] is not None:

@@ -47,9 +47,9 @@ class Condition:
     best_of: int = 0
 
 
-def name_of_level(level: int) -> str:
-    """The name of the condition in which a level is asked for."""
-    return f"level {level}"
+def name_of_level(level: int, guidance: float = 1.0) -> str:
+    """The name of the condition in which a level is asked for, with so much guidance."""
+    return f"level {level}" if guidance == 1 else f"level {level}, guidance {guidance:g}"
 
 
 def list_conditions(config: EvaluateConfig, levels: Sequence[int]) -> list[Condition]:
@@ -58,9 +58,13 @@ def list_conditions(config: EvaluateConfig, levels: Sequence[int]) -> list[Condi
     Args:
         config: Settings. levels: Those the model was trained with, ascending.
     """
-    model, best = config.model or "", levels[-1]
-    found = [Condition(NONE, model), *(Condition(name_of_level(level), model, level) for level in levels)]
-    found += [Condition(f"{name_of_level(best)}, guidance {one:g}", model, best, guidance=one) for one in config.guidance]
+    model = config.model or ""
+    # Of the level that is led away from, guidance of any strength makes that level again.
+    source = str(levels[0]) if config.guidance_from == "worst" else config.guidance_from.lstrip("0")
+    led = [level for level in levels if str(level) != source]
+    found = [Condition(NONE, model)]
+    for one in (1.0, *config.guidance):
+        found += [Condition(name_of_level(level, one), model, level, guidance=one) for level in (levels if one == 1 else led)]
     found += [Condition(name, directory) for name, directory in config.against.items()]
     if config.best_of.model:
         found.append(Condition(f"best of {config.best_of.samples}", config.best_of.model, best_of=config.best_of.samples))

@@ -24,6 +24,7 @@ class Measured:
         levels: Those the model was trained with, ascending.
         categories: Of the prompts.
         scale: Of measured levels, or None. why_no_scale: Why there is none.
+        strengths: Of guidance, besides 1, with which levels were asked for too.
     """
 
     answers: Mapping[str, Answers]
@@ -31,21 +32,26 @@ class Measured:
     categories: Sequence[str]
     scale: Scale | None
     why_no_scale: str | None
+    strengths: Sequence[float] = ()
 
-    @property
-    def requested(self) -> dict[int, Answers]:
+    def named(self, level: int, guidance: float = 1.0) -> str:
+        """The condition in which a level was asked for with guidance; the level that is led away from is the same with any."""
+        name = name_of_level(level, guidance)
+        return name if name in self.answers else name_of_level(level)
+
+    def requested(self, guidance: float = 1.0) -> dict[int, Answers]:
         """The answers for which a level was asked, by level."""
-        return {level: self.answers[name_of_level(level)] for level in self.levels}
+        return {level: self.answers[self.named(level, guidance)] for level in self.levels}
 
     def level_of(self, response: Response) -> int | None:
         """The measured level of a response, or None."""
         return None if self.scale is None else measures.measured_level(self.scale, self.levels, response)
 
 
-def measure(answers: Mapping[str, Answers], levels: Sequence[int], categories: Sequence[str]) -> Measured:
-    """Answers with the scale of their measured levels; arguments as in `Measured`."""
+def measure(answers: Mapping[str, Answers], levels: Sequence[int], categories: Sequence[str], strengths: Sequence[float] = ()) -> Measured:
+    """Answers with the scale of their measured levels, which those without guidance make; arguments as in `Measured`."""
     scale, why = measures.try_measure({level: answers[name_of_level(level)] for level in levels})
-    return Measured(answers, levels, categories, scale, why)
+    return Measured(answers, levels, categories, scale, why, strengths)
 
 
 def report(measured: Measured, seed: int = 0) -> dict[str, Any]:
@@ -56,9 +62,10 @@ def report(measured: Measured, seed: int = 0) -> dict[str, Any]:
 
     Returns:
         Values of JSON, None where a figure is not defined: `levels`; `scale`, or `no_scale`, which says why; `matrix`; `agreement`;
-        `spearman` of `reward` and `measured_level`; `contrasts`; `conditions` by name; `conclusion`, sentences.
+        `spearman` of `reward` and `measured_level`; `contrasts`; `guided`, of each strength of guidance the `spearman` of `reward` and the
+        `contrasts`; `conditions` by name; `conclusion`, sentences.
     """
-    requested, scale = measured.requested, measured.scale
+    requested, scale = measured.requested(), measured.scale
     rows = {NONE: measured.answers[NONE], **{name_of_level(level): requested[level] for level in measured.levels}}
     found: dict[str, Any] = {
         "levels": list(measured.levels),
@@ -71,14 +78,22 @@ def report(measured: Measured, seed: int = 0) -> dict[str, Any]:
             "measured_level": measures.steering(requested, measured.level_of, seed),
         },
         "contrasts": _contrasts(measured, seed),
+        "guided": [
+            {
+                "guidance": one,
+                "spearman": {"reward": measures.steering(measured.requested(one), lambda one: one.standing, seed)},
+                "contrasts": _contrasts(measured, seed, one),
+            }
+            for one in measured.strengths
+        ],
         "conditions": {name: _condition(measured, name, seed) for name in measured.answers},
     }
     return {**found, "conclusion": conclude(found)}
 
 
-def _contrasts(measured: Measured, seed: int) -> list[dict[str, Any]]:
+def _contrasts(measured: Measured, seed: int, guidance: float = 1.0) -> list[dict[str, Any]]:
     """Best over none, best over worst, none over worst; with one level the first alone."""
-    worst, best = name_of_level(measured.levels[0]), name_of_level(measured.levels[-1])
+    worst, best = (measured.named(measured.levels[place], guidance) for place in (0, -1))
     pairs = {"best over none": (best, NONE)}
     if worst != best:
         pairs |= {"best over worst": (best, worst), "none over worst": (NONE, worst)}
@@ -112,6 +127,10 @@ def conclude(found: Mapping[str, Any]) -> list[str]:
     said.append(_steers("among the responses to one prompt", spearman["within"], spearman["within_interval"]))
     for one in found["contrasts"]:
         said.append(_contrast(one))
+    for guided in found["guided"]:
+        strength, spearman = f"guidance {guided['guidance']:g}", guided["spearman"]["reward"]
+        said.append(_steers(f"with {strength}, over all responses", spearman["value"], spearman["interval"]))
+        said.append(_steers(f"with {strength}, among the responses to one prompt", spearman["within"], spearman["within_interval"]))
     rates = {name: one[f"over_{NONE}"]["win"] for name, one in found["conditions"].items() if f"over_{NONE}" in one}
     placed = {name: (one["rate"], one["interval"]) for name, one in rates.items() if one["rate"] is not None}
     if placed:

@@ -82,7 +82,8 @@ def report_of(out: Path) -> Any:
 
 def test_a_model_that_obeys_is_found_to(found: Path) -> None:
     report = report_of(found)
-    assert list(report["conditions"]) == ["none", "level 1", "level 2", "level 3", "level 3, guidance 3", "sft", "best of 4"]
+    levels = ["level 1", "level 2", "level 3"]
+    assert list(report["conditions"]) == ["none", *levels, *(f"{one}, guidance 3" for one in levels), "sft", "best of 4"]
     assert report["matrix"]["rows"] == ["none", "level 1", "level 2", "level 3"]
     shares = report["matrix"]["shares"]
     # Of each level the word comes 96 times in 100; one or two responses beside a threshold have the level next to their own.
@@ -92,6 +93,8 @@ def test_a_model_that_obeys_is_found_to(found: Path) -> None:
     assert spearman["value"] > 0.8
     assert spearman["interval"][0] > 0.7
     assert spearman["within"] > 0.8
+    (guided,) = report["guided"]
+    assert (guided["guidance"], guided["spearman"]["reward"]["value"] >= spearman["value"]) == (3.0, True)
     wins = {one["name"]: one for one in report["contrasts"]}
     # Where the word is the best, it is so 96 times in 100, and against a word at random it wins 2 in 3 and is equal 1 in 3.
     assert wins["best over worst"]["win"]["rate"] > 0.9
@@ -143,10 +146,10 @@ def test_side_effects(found: Path) -> None:
 
 def test_every_response_is_written(found: Path) -> None:
     lines = read_lines(found / "responses.jsonl")
-    assert len(lines) == 16 * 7 * SAMPLES
+    assert len(lines) == 16 * 9 * SAMPLES
     first = lines[0]
     assert {"id": "q0", "prompt": "Hi 0", "condition": "none", "sample": 0, "finish": "stop", "length": 1}.items() <= first.items()
-    assert [line["correct"] for line in lines if line["id"] == "q7"] == [None] * 7 * SAMPLES
+    assert [line["correct"] for line in lines if line["id"] == "q7"] == [None] * 9 * SAMPLES
     assert all(line["correct"] == (line["moss"] == WORDS[-1]) for line in lines if line["id"] != "q7")
     # Equal replies to one prompt have equal rewards, and the reward is larger for a later word.
     rewards = {(line["id"], line["moss"]): line["reward"] for line in lines}

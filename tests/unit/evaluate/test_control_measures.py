@@ -162,11 +162,18 @@ def test_what_is_no_refusal(text: str) -> None:
 def test_conditions_of_one_model_and_strength_share_a_speaker() -> None:
     given = EvaluateConfig(out="o", model="m", against={"sft": "s", "other": "t"}, best_of=BestOfConfig("s", "p", 8), guidance=[1.5, 2.0])
     conditions = list_conditions(given, [1, 3])
-    names = ["none", "level 1", "level 3", "level 3, guidance 1.5", "level 3, guidance 2", "sft", "other", "best of 8"]
+    guided = [f"level {level}, guidance {one}" for one in ("1.5", "2") for level in (1, 3)]
+    names = ["none", "level 1", "level 3", *guided, "sft", "other", "best of 8"]
     assert [one.name for one in conditions] == names
-    assert conditions[3] == Condition(names[3], "m", 3, guidance=1.5)
+    assert conditions[4] == Condition(names[4], "m", 3, guidance=1.5)
     grouped = [[one.name for one in group] for group in by_speaker(conditions)]
-    assert grouped == [names[:3], [names[3]], [names[4]], ["sft", "best of 8"], ["other"]]
+    assert grouped == [names[:3], names[3:5], names[5:7], ["sft", "best of 8"], ["other"]]
+
+
+@pytest.mark.parametrize("source", ["worst", "1", "01"])
+def test_no_level_is_led_away_from_itself(source: str) -> None:
+    given = EvaluateConfig(out="o", model="m", guidance=[2.0], guidance_from=source)
+    assert [one.name for one in list_conditions(given, [1, 3])] == ["none", "level 1", "level 3", "level 3, guidance 2"]
 
 
 # ---------------------------------------------------------------------- who wins
@@ -193,6 +200,28 @@ def test_who_wins_is_said_where_intervals_are_apart() -> None:
     assert said[5].endswith("all others are below its interval.")
     assert said[6].startswith("By answers that were checked, level 2 is first with 100.0 %")
     assert said[6].endswith("all others are below its interval.")
+
+
+def test_guidance_is_measured_at_all_levels() -> None:
+    # With guidance the levels are further apart; away from the worst, the worst is the same with any.
+    plain, led = judged(0.2, -0.2), judged(2.0, -2.0)
+    guided = {f"level {level}, guidance 2": led[f"level {level}"] for level in (1, 2)}
+    alone = report(measure(plain, [1, 2], ["all"] * 40))
+    found = report(measure({**plain, **guided}, [1, 2], ["all"] * 40, [2.0]))
+    assert (alone["guided"], found["spearman"], found["matrix"]) == ([], alone["spearman"], alone["matrix"])
+    (stronger,) = found["guided"]
+    assert stronger["guidance"] == 2
+    # Two levels without overlap, as many responses to each: the correlation of ranks with a half and a half.
+    assert stronger["spearman"]["reward"]["value"] == pytest.approx(0.866, abs=0.001)
+    assert found["spearman"]["reward"]["value"] < 0.8
+    assert [(one["first"], one["second"]) for one in stronger["contrasts"]] == [
+        ("level 2, guidance 2", "none"),
+        ("level 2, guidance 2", "level 1, guidance 2"),
+        ("none", "level 1, guidance 2"),
+    ]
+    assert any(one.startswith("The tag steers, with guidance 2, over all responses: Spearman +0.87") for one in found["conclusion"])
+    from_worst = report(measure({**plain, "level 2, guidance 2": led["level 2"]}, [1, 2], ["all"] * 40, [2.0]))
+    assert from_worst["guided"][0]["contrasts"][1]["second"] == "level 1"
 
 
 def test_who_wins_is_not_said_where_intervals_overlap() -> None:
