@@ -32,6 +32,8 @@ def setup_of(config: StageConfig, model_config: Any, seq_len: int, world_size: i
     from moss_train.model.shapes import parameter_shapes
 
     shapes = parameter_shapes(model_config)
+    widens = config.train.precision is Precision.bf16 and not is_cuda and not _cpu_multiplies_bfloat16()
+    is_narrow = config.train.precision is Precision.bf16 and not widens
     frozen = {name for pattern in config.optim.freeze for name in fnmatch.filter(shapes, pattern)}
     trained = frozenset(shapes) - frozen
     return Setup(
@@ -53,8 +55,8 @@ def setup_of(config: StageConfig, model_config: Any, seq_len: int, world_size: i
         recompute=config.model.recompute,
         eager=config.model.attention is Attention.eager,
         is_cuda=is_cuda,
-        widens=config.train.precision is Precision.bf16 and not is_cuda and not _cpu_multiplies_bfloat16(),
-        chunk_tokens=chunk_size(model_config.vocab_size, "cuda" if is_cuda else "cpu"),
+        widens=widens,
+        chunk_tokens=chunk_size(model_config.vocab_size, "cuda" if is_cuda else "cpu", is_narrow),
     )
 
 

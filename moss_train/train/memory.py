@@ -35,6 +35,8 @@ _CPU_FLOAT32_LENGTH, _CPU_FLOAT32_HEAD_DIM = 512, 64
 """As in `model.attention`, which needs torch."""
 _ROWS_PER_PRODUCT = 16384
 """Of `model.loss`, on CUDA."""
+_LOGITS_PER_BLOCK = 2**19
+"""Of `model.loss`, on a CPU."""
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -233,7 +235,14 @@ def loss_items(setup: Setup) -> list[Item]:
     d, v, b = setup.hidden_size, setup.vocab_size, setup.width
     chunk = min(setup.chunk_tokens, setup.tokens) * v
     # Every token may be supervised: their hidden states and the gradients of these.
-    items = [Item("head gradient, float32", 4 * v * (d + 1), 4 * v * d), Item("loss", 2 * b * setup.tokens * d, b * setup.tokens * d)]
+    items = [Item("loss", 2 * b * setup.tokens * d, b * setup.tokens * d)]
+    if b == 2 and not setup.widens and not setup.is_cuda:
+        # A product for each chunk, which is all there is where there is one; and the softmax of a few tokens.
+        several = setup.chunk_tokens < setup.tokens
+        items += [Item("head gradient, float32", 4 * v * d, 4 * v * d)] if several else []
+        items.append(Item("head gradient", 2 * v * d, 2 * v * d))
+        return [*items, Item("logits", 2 * chunk, 2 * chunk), Item("loss", 4 * max(_LOGITS_PER_BLOCK, v), 4 * v)]
+    items.append(Item("head gradient, float32", 4 * v * (d + 1), 4 * v * d))
     if setup.widens:
         # The weight in float32 for the hidden states' gradients, and once more inside the product; the product before it is rounded.
         items += [Item("head weight, widened", 8 * v * d, 4 * v * d), Item("logits", 6 * chunk, 4 * chunk)]

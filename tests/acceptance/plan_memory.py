@@ -76,6 +76,7 @@ def setup(case: Case) -> Setup:
     from moss_train.model.loss import chunk_size
     from moss_train.model.shapes import parameter_shapes
 
+    widens = case.precision == "bf16" and not _cpu_multiplies_bfloat16()
     shape = SimpleNamespace(n_layer=case.layers, n_embd=case.width, n_inner=None, vocab_size=case.vocabulary)
     shapes = parameter_shapes(shape)  # type: ignore[arg-type]
     return Setup(
@@ -97,8 +98,8 @@ def setup(case: Case) -> Setup:
         case.recompute,
         False,
         False,
-        case.precision == "bf16" and not _cpu_multiplies_bfloat16(),
-        chunk_size(case.vocabulary, "cpu"),
+        widens,
+        chunk_size(case.vocabulary, "cpu", case.precision == "bf16" and not widens),
     )
 
 

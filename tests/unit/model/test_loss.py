@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from moss_train.model import loss as loss_module
 from moss_train.model.codegen import LMHead
 from moss_train.model.loss import IGNORE_INDEX, chunk_size, linear_cross_entropy
 
@@ -127,8 +128,30 @@ def test_a_second_backward_is_refused() -> None:
 def test_chunk_size_bounds_the_logits() -> None:
     assert chunk_size(107008, "cuda") == 2432
     assert chunk_size(10**9, "cuda") == 128
+    assert chunk_size(107008, "cpu") == 128
+    assert chunk_size(107008, "cpu", is_narrow=True) == 1152
+    assert chunk_size(107008, "cuda", is_narrow=True) == 2432
     for device, limit in (("cpu", 2**24), ("cuda", 2**28)):
         assert chunk_size(51200, device) * 51200 <= limit
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_neither_chunks_nor_blocks_change_the_result(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One chunk in one block, and chunks of several blocks whose ends do not meet."""
+    found = []
+    for chunk, logits_per_block in ((1000, 2**19), (48, 7 * 33), (1, 1)):
+        monkeypatch.setattr(loss_module, "_LOGITS_PER_BLOCK", logits_per_block)
+        inputs = make_inputs(100, vocab=33, dtype=dtype)
+        result = linear_cross_entropy(*inputs, chunk_tokens=chunk, token_weight=torch.linspace(0.5, 2, 100), z_loss=1e-2)
+        result.loss_sum.backward()
+        found.append((result, [x.grad for x in inputs[:3]]))
+    (whole, gradients), *others = found
+    for other, own in others:
+        assert torch.equal(whole.token_correct, other.token_correct)
+        torch.testing.assert_close(whole.token_loss, other.token_loss)
+        for x, y in zip(gradients, own, strict=True):
+            # In bfloat16 the products of chunks are rounded one by one.
+            assert float((x.float() - y.float()).norm() / x.float().norm()) < (1e-6 if dtype == torch.float32 else 5e-3)
 
 
 def plain_objective(inputs: list[torch.Tensor], token_weight: torch.Tensor, z_loss: float) -> torch.Tensor:
