@@ -63,6 +63,7 @@ PROGRAMS = {
         tool="moss_train.data.corpus_tool:main",
         tool_commands=("show", "check", "inspect"),
     ),
+    "benchmark": Program("benchmark", "moss_train.benchmark.config:BenchmarkConfig", "moss_train.benchmark.main:main", is_job=True),
     "plan": Program("plan", "moss_train.sft.config:PlanSFTConfig", "moss_train.sft.main:plan"),
     "generate": Program("generate", "moss_train.inference.config:GenerateConfig", "moss_train.inference.generate:main", is_job=True),
     "sample": Program("sample", "moss_train.pm.sample_config:SampleConfig", "moss_train.pm.sample:main", is_job=True),

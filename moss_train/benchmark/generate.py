@@ -1,24 +1,17 @@
-"""Generation: many rows at once beside one by one, and beside stock transformers, on the same questions, in one process.
+"""The suite `generate`: many rows at once beside one by one, and beside stock transformers, on the same questions.
 
-    python benchmarks/generate_speed.py [MODEL_DIR] [--questions FILE] [--out speed.json]
-
-* *one by one*: this project, one row at a time.
-* *batched*: the same, with `--batch-size` rows at once; replies must be the same.
+* *ours, one by one*: this project, one row at a time.
+* *ours, batched*: the same, many rows at once; replies must be the same.
 * *stock, one by one* and *stock, batched*: `CodeGenForCausalLM.generate` with its key cache, the same sampling values, prompts padded on
   the left; a batch ends with its longest reply, as `generate` does.
 
-Sides take turns; tokens are those written, control tokens included. Without a model, one of the tiny preset's size with random weights.
+Tokens are those written, control tokens included. The model is one of the tiny preset's size with random weights.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -26,14 +19,19 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, CodeGenConfig
 
+from moss_train.benchmark.config import BenchmarkConfig
+from moss_train.benchmark.outcome import Outcome, Row
+from moss_train.benchmark.timing import in_turns, spread
 from moss_train.data.dialogue import read_dialogues
 from moss_train.data.tokenizer import MossTokenizer
+from moss_train.errors import UsageError
 from moss_train.inference.decoder import Decoder, Task, Write, Written
 from moss_train.inference.sampling import Sampling
 from moss_train.model.codegen import init_model
 from moss_train.model.loading import load_model
 
 SAMPLING = Sampling()
+_COUNT, _BATCH_SIZE, _NEW_TOKENS = 64, 32, 64
 
 
 def tiny(folder: Path) -> Path:
@@ -96,51 +94,45 @@ class Sides:
         return written
 
 
-def main() -> None:
-    """Measures and reports."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", type=Path)
-    parser.add_argument("--questions", type=Path, help="dialogues, JSONL; by default the bundled ones")
-    parser.add_argument("--count", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+def questions(tokenizer: MossTokenizer, data: str | None, count: int) -> list[list[int]]:
+    """The first turns of dialogues, as prompts."""
+    dialogues, _ = read_dialogues(data or str(resources.files("moss_train.data.bundled") / "dialogues_dev.jsonl"))
+    texts = [f"{one.meta_instruction}<|Human|>:{one.turns[0].human}" for one in dialogues[:count]]
+    return [[*tokenizer.encode(text), tokenizer.eoh, *tokenizer.encode("\n<|MOSS|>:")] for text in texts]
+
+
+def run(config: BenchmarkConfig, device: str) -> Outcome:
+    """Tokens a second of the four ways, in turns."""
+    if device != "cpu":
+        raise UsageError("suite=generate runs on the CPU so far; give device=cpu")
+    settings = {"questions": _COUNT, "batch_size": _BATCH_SIZE, "max_new_tokens": _NEW_TOKENS, "model": "tiny, random weights, float32"}
+    outcome = Outcome("generate", "tokens/s", "stock, batched", settings=settings)
     with tempfile.TemporaryDirectory() as scratch:
-        directory = options.model or tiny(Path(scratch))
+        directory = tiny(Path(scratch))
         tokenizer = MossTokenizer.load(directory)
-        source = options.questions or resources.files("moss_train.data.bundled") / "dialogues_dev.jsonl"
-        dialogues, _ = read_dialogues(str(source))
-        texts = [f"{d.meta_instruction}<|Human|>:{d.turns[0].human}" for d in dialogues[: options.count]]
-        prompts = [[*tokenizer.encode(text), tokenizer.eoh, *tokenizer.encode("\n<|MOSS|>:")] for text in texts]
-        sides = Sides(directory, prompts, options.max_new_tokens, options.batch_size)
-        ways: dict[str, Callable[[], int]] = {
-            "one by one": lambda: sides.ours(1),
-            "batched": lambda: sides.ours(options.batch_size),
+        sides = Sides(directory, questions(tokenizer, config.data, _COUNT), _NEW_TOKENS, _BATCH_SIZE)
+        written: dict[str, int] = {}
+        ways = {
+            "stock, batched": lambda: sides.theirs(_BATCH_SIZE),
             "stock, one by one": lambda: sides.theirs(1),
-            "stock, batched": lambda: sides.theirs(options.batch_size),
+            "ours, one by one": lambda: sides.ours(1),
+            "ours, batched": lambda: sides.ours(_BATCH_SIZE),
         }
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(options.rounds):
-            for name in list(ways) if number % 2 == 0 else reversed(list(ways)):
-                started = time.perf_counter()
-                tokens = ways[name]()
-                rates[name].append(tokens / (time.perf_counter() - started))
-    assert sides.replies[1] == sides.replies[options.batch_size], "the replies depend on the batch"
-    lines = ["| side | tokens/s | beside one by one |", "|---|---|---|"]
+
+        def counted(name: str) -> Callable[[], None]:
+            def write() -> None:
+                written[name] = ways[name]()
+
+            return write
+
+        timed = in_turns({name: counted(name) for name in ways}, config.rounds)
+    if sides.replies[1] != sides.replies[_BATCH_SIZE]:
+        raise AssertionError("the replies depend on the batch")
+    rates = {name: [written[name] / seconds for seconds in timed.seconds[name]] for name in ways}
     for name, found in rates.items():
-        ratio = statistics.median(mine / base for mine, base in zip(found, rates["one by one"]))
-        lines.append(f"| {name} | {statistics.median(found):,.0f} | {ratio:.2f} |")
-    mean = sum(map(len, prompts)) / len(prompts)
-    print(
-        f"{len(prompts)} questions of {mean:.0f} tokens on average, up to {options.max_new_tokens} new ones, {options.batch_size} rows at "
-        f"once, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
-    )
-    print("\n".join(lines))
-    if options.out:
-        options.out.write_text(json.dumps({"rates": rates, "argv": sys.argv[1:]}, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+        # Sides do not write the same number of tokens: rates, not seconds, are compared, within each round.
+        ratio = spread([own / theirs for own, theirs in zip(found, rates["stock, batched"])])
+        outcome.rows.append(
+            Row("", name, statistics.median(found), None if name == "stock, batched" else ratio, ours=name.startswith("ours"))
+        )
+    return outcome

@@ -1,10 +1,8 @@
-"""Preparing a corpus beside datatrove's own tokenizer pipeline, from JSONL to ids on disk, the sides taking turns in one process.
-
-    python benchmarks/prepare_speed.py DIALOGUES.jsonl [--mb 100] [--rounds 3] [--tokenizer DIR] [--out speed.json]
+"""The suite `prepare`: a corpus beside datatrove's own tokenizer pipeline, from JSONL to ids on disk.
 
 Two corpora: code, which is Python's standard library with its blocks shuffled over files of the sizes it has, and Chinese, which is the
 Chinese text of MOSS dialogues with its sentences shuffled likewise. Shuffling makes as much text as is asked for without repeating any in
-its place. Without a tokenizer, one is trained on some of both.
+its place. The tokenizer is trained on some of both.
 
 * *ours*: `prepare`, workers = cores, everything included: starting processes, comparing samples, hashing, waiting for the disk.
 * *datatrove*: `JsonlReader` and `DocumentTokenizer` with the same tokenizer.json and workers.
@@ -13,27 +11,30 @@ its place. Without a tokenizer, one is trained on some of both.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import multiprocessing
 import os
-import platform
 import random
 import re
 import shutil
-import statistics
 import sysconfig
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from moss_train.benchmark.config import BenchmarkConfig
+from moss_train.benchmark.outcome import Outcome, Row
+from moss_train.benchmark.timing import in_turns
 from moss_train.cores import cores
 from moss_train.data.prepare.config import PrepareConfig, SourceConfig
 from moss_train.data.prepare.main import prepare
 from moss_train.data.tokenizer import MossTokenizer
+from moss_train.errors import UsageError
+
+_DATATROVE, _OURS, _COPY = "datatrove", "ours", "reading and writing"
 
 
 def shuffled(documents: list[list[str]], separator: str, target: int) -> Iterator[str]:
@@ -122,82 +123,59 @@ def copy_one(task: tuple[Path, Path, int]) -> None:
         os.fsync(file.fileno())
 
 
-def read_and_write(data: Path, tokens: int, out: Path) -> None:
-    """Nothing but reading and writing."""
+def read_and_write(data: Path, tokens: int, out: Path) -> int:
+    """Nothing but reading and writing; gives `tokens` back."""
     out.mkdir()
     paths = sorted(data.iterdir())
     with multiprocessing.get_context("fork").Pool(cores()) as pool:
         pool.map(copy_one, [(path, out / path.name, 4 * tokens // len(paths)) for path in paths])
+    return tokens
 
 
-def timed(run: Callable[..., Any], data: Path, what: Any, out: Path) -> tuple[float, Any]:
-    """Seconds and result of a run that writes below the folder `out`, which is then removed."""
-    os.sync()
-    started = time.perf_counter()
-    result = run(data, what, out)
-    seconds = time.perf_counter() - started
-    shutil.rmtree(out, ignore_errors=True)
-    return seconds, result
-
-
-def measure(name: str, data: Path, tokenizer: Path, rounds: int, work: Path) -> dict[str, Any]:
-    """All sides in turn, `rounds` times."""
-    size = sum(path.stat().st_size for path in data.iterdir())
-    rows = []
-    out = work / "out"
-    for number in range(rounds):
-        ours_seconds, tokens = timed(ours, data, tokenizer, out)
-        theirs_seconds, theirs = timed(datatrove, data, tokenizer, out)
-        copy_seconds, _ = timed(read_and_write, data, tokens, out)
-        row = {
-            "ours_tokens_per_second": tokens / ours_seconds,
-            "datatrove_tokens_per_second": theirs / theirs_seconds,
-            "ratio": theirs_seconds / ours_seconds,
-            "share_of_reading_and_writing": copy_seconds / ours_seconds,
-            "ours_seconds": ours_seconds,
-            "datatrove_seconds": theirs_seconds,
-            "read_and_write_seconds": copy_seconds,
-            "load": os.getloadavg()[0],
-        }
-        rows.append(row)
-        print(
-            f"{name} round {number + 1}: {size / 1e6:.0f} MB, {tokens:,} ids; ours {row['ours_tokens_per_second'] / 1e6:.2f} M/s, "
-            f"datatrove {row['datatrove_tokens_per_second'] / 1e6:.2f} M/s ({theirs:,} ids), ratio {row['ratio']:.1f}; reading and "
-            f"writing alone take {row['share_of_reading_and_writing']:.0%} of our time",
-            flush=True,
-        )
-    median = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-    print(f"{name}: median ratio {median['ratio']:.1f} (from {min(r['ratio'] for r in rows):.1f} to {max(r['ratio'] for r in rows):.1f})")
-    return {"bytes": size, "tokens": tokens, "median": median, "rounds": rows}
-
-
-def main() -> None:
-    """Makes the corpora and measures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("dialogues", type=Path, help="MOSS dialogues, for the Chinese text")
-    parser.add_argument("--mb", type=int, default=100, help="of each corpus")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokenizer", type=Path, help="directory; by default one of 32,000 ids is trained")
-    parser.add_argument("--only", choices=["code", "zh"])
-    parser.add_argument("--out", type=Path, help="JSON of all numbers")
-    arguments = parser.parse_args()
+def run(config: BenchmarkConfig, device: str) -> Outcome:
+    """Tokens a second of both kinds of text, from files to files."""
+    outcome = Outcome("prepare", "tokens/s", _DATATROVE, settings={"megabytes": config.megabytes, "workers": cores()})
+    if find_spec("datatrove") is None:
+        raise UsageError("suite=prepare compares with datatrove, which is not installed; pip install 'moss-train[prepare]'")
+    sources = {"code": code(config.megabytes * 10**6)}
+    if config.data is None:
+        outcome.not_run["Chinese text"] = "it is taken from dialogues: give data=FILE"
+    else:
+        sources["zh"] = chinese(Path(config.data), config.megabytes * 10**6)
     logging.disable(logging.INFO)
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        sources = {"code": code(arguments.mb * 10**6), "zh": chinese(arguments.dialogues, arguments.mb * 10**6)}
-        tokenizer = arguments.tokenizer
-        if tokenizer is None:
-            tokenizer = work / "tokenizer"
-            texts = [*code(12 * 10**6), *chinese(arguments.dialogues, 12 * 10**6)]
-            MossTokenizer.train(texts, 32000).save(tokenizer)
-        results: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "cores": cores(), "mb": arguments.mb}
-        for name, texts_of in sources.items():
-            if arguments.only in (None, name):
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder)
+            texts = [*code(12 * 10**6), *(chinese(Path(config.data), 12 * 10**6) if config.data else ())]
+            MossTokenizer.train(texts, 32000).save(work / "tokenizer")
+            for name, texts_of in sources.items():
                 write_jsonl(texts_of, work / name)
-                results[name] = measure(name, work / name, tokenizer, arguments.rounds, work)
-        if arguments.out is not None:
-            arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+                _measure(name, work, config.rounds, outcome)
+    finally:
+        logging.disable(logging.NOTSET)
+    return outcome
 
 
-if __name__ == "__main__":
-    main()
+def _measure(name: str, work: Path, rounds: int, outcome: Outcome) -> None:
+    """All sides in turn, each below a folder that is removed before the next."""
+    data, out, tokens = work / name, work / "out", {}
+
+    def timed(side: str, do: Callable[[], int]) -> Callable[[], None]:
+        def write() -> None:
+            shutil.rmtree(out, ignore_errors=True)
+            os.sync()
+            tokens[side] = do()
+
+        return write
+
+    sides = {
+        _DATATROVE: timed(_DATATROVE, lambda: datatrove(data, work / "tokenizer", out)),
+        _OURS: timed(_OURS, lambda: ours(data, work / "tokenizer", out)),
+        _COPY: timed(_COPY, lambda: read_and_write(data, tokens[_OURS], out)),
+    }
+    found = in_turns(sides, rounds)
+    for side in sides:
+        ratio = None if side == _DATATROVE else found.ratio(side)
+        outcome.rows.append(Row(name, side, tokens[side] / found.median(side), ratio, ours=side == _OURS))
+    outcome.figures[f"{name}: ours over datatrove"] = found.ratio(_OURS)["median"]
+    outcome.figures[f"{name}: share of reading and writing"] = 1 / found.ratio(_COPY, over=_OURS)["median"]

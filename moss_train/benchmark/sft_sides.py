@@ -1,4 +1,4 @@
-"""The two sides of `sft_speed.py`: the published recipe on stock parts, and this project, each an optimizer step at a time."""
+"""The two sides of the suite `sft`: the published recipe on stock parts, and this project, each an optimizer step at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moss_train.train import engine as distributed
 from moss_train.train.guard import SpikeGuard
 from moss_train.train.loop import Actions, Plan, Progress, fit
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 STOCK_BATCH = 4
 """Dialogues of a stock batch, as in the published script."""
 SIDES = ("stock", "ours")

@@ -1,6 +1,6 @@
-"""Supervised fine-tuning: this project against the published recipe on stock parts, in one launch, on the same dialogues.
+"""The program behind the suite `sft`: this project against the published recipe on stock parts, in one launch, on the same dialogues.
 
-    DS_ACCELERATOR=cpu deepspeed --num_accelerators 2 benchmarks/sft_speed.py dialogues.jsonl --out speed.json
+    DS_ACCELERATOR=cpu deepspeed --num_accelerators 2 moss_train/benchmark/sft_speed.py dialogues.jsonl --out speed.json
 
 * *stock*: transformers' `CodeGenForCausalLM`, batches of four dialogues in random order, padded on the right to the longest, the stock
   forward with `labels`: full attention matrices, logits of every position, its mean loss. With gradient checkpointing, as the published
@@ -18,20 +18,30 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from sft_sides import REPOSITORY, SEED, SIDES, STOCK_BATCH, OurSide, Step, StockSide, Work, build_engine, compare_losses, model_config
 
+from moss_train.benchmark.outcome import machine
+from moss_train.benchmark.sft_sides import (
+    SEED,
+    SIDES,
+    STOCK_BATCH,
+    OurSide,
+    Step,
+    StockSide,
+    Work,
+    build_engine,
+    compare_losses,
+    model_config,
+)
 from moss_train.config import Precision
 from moss_train.data.dialogue import Dialogue, read_dialogues
 from moss_train.data.loader import RowDataset, StepPlan
@@ -48,7 +58,7 @@ def measure_speed(work: Work, precision: Precision, say: Callable[[str], None]) 
     stock = build_engine("stock", work.config, precision, work.stock_accumulation, work.stock_recompute, weights_of=ours)
     losses = compare_losses(stock, ours, work, precision)
     say(f"{precision.value}: losses on the same dialogues, stock and ours: {', '.join(f'{a:.6f} {b:.6f}' for a, b in losses)}")
-    sides = {"stock": StockSide(stock, work), "ours": OurSide(ours, work)}
+    sides: dict[str, StockSide | OurSide] = {"stock": StockSide(stock, work), "ours": OurSide(ours, work)}
     steps: dict[str, list[Step]] = {side: [] for side in SIDES}
     for side in SIDES:
         sides[side].step(0)
@@ -158,19 +168,7 @@ def prepare(options: argparse.Namespace, tokenizer: MossTokenizer) -> Work:
 
 def surroundings() -> dict[str, Any]:
     """What the figures were measured on and with."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "unknown")
-    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "").split()
-    git = [["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain"]]
-    commit, changes = (subprocess.run(c, cwd=REPOSITORY, capture_output=True, text=True).stdout.strip() for c in git)
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "deepspeed", "transformers")}},
-        "cpu": cpu,
-        "cpu_bf16": sorted(flag for flag in flags if "bf16" in flag),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads_per_rank": torch.get_num_threads(),
-        "ranks": distributed.world_size(),
-        "commit": commit + (" with changes" if changes else ""),
-    }
+    return {**machine(), "threads_per_rank": torch.get_num_threads(), "ranks": distributed.world_size()}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -251,10 +249,10 @@ def main() -> None:
         )
         results: dict[str, Any] = {}
         for precision in map(Precision, options.precisions):
-            memory = {side: memory_apart(options, folder, side, precision) for side in SIDES} if options.memory_steps else {}
+            peaks = {side: memory_apart(options, folder, side, precision) for side in SIDES} if options.memory_steps else {}
             results[precision.value] = found = measure_speed(work, precision, say)
-            for side, grown in memory.items():
-                found[side]["memory_mib"] = grown
+            for side, peak in peaks.items():
+                found[side]["memory_mib"] = peak
         distributed.barrier()
     report = {
         "surroundings": {**surroundings(), "load_average_before": busy, "load_average_after": os.getloadavg()[0]},

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import CodeGenForCausalLM
 
-from benchmarks.sft_sides import STOCK_BATCH, model_config, packed_batch, stock_batch
+from moss_train.benchmark.sft_sides import STOCK_BATCH, model_config, packed_batch, stock_batch
 from moss_train.data.dialogue import read_dialogues
 from moss_train.data.render import render_all
 from moss_train.data.tokenizer import MossTokenizer
@@ -57,7 +57,7 @@ def test_speed_and_memory_against_stock_parts(real_data: Path, tmp_path: Path) -
     """Needs two cores and a quiet machine; takes 25 minutes."""
     out = tmp_path / "speed.json"
     data = real_data / "moss-003-sft-sample" / "train.jsonl"
-    result = succeeded(deepspeed(2, "benchmarks/sft_speed.py", str(data), "--dialogues", "72", "--out", str(out), timeout=3600))
+    result = succeeded(deepspeed(2, "moss_train/benchmark/sft_speed.py", str(data), "--dialogues", "72", "--out", str(out), timeout=3600))
     print(result.stdout[-3000:])
     for precision, found in json.loads(out.read_text())["results"].items():
         assert found["ratio_over_all"] >= 3.5, precision

@@ -1,0 +1,25 @@
+"""How a suite starts the launcher: as a user does, but on a port that is free, beside whatever else runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_BIN = Path(sys.executable).parent
+
+
+def launcher(ranks: int) -> list[str]:
+    """The beginning of a command of `deepspeed` with so many ranks."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [str(_BIN / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(port)]
+
+
+def environment(device: str) -> dict[str, str]:
+    """Of such a command."""
+    found = {**os.environ, "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
+    return {**found, "DS_ACCELERATOR": "cpu"} if device == "cpu" else found
