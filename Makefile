@@ -27,8 +27,8 @@ check: $(STAMP)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy moss_train
 
-gpu: $(STAMP)  ## every test that needs a CUDA device
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m gpu
+gpu: $(STAMP)  ## every test that needs a CUDA device, then the benchmarks; goes on where it was stopped
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/gpu.py $(if $(MINUTES),--minutes $(MINUTES))
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

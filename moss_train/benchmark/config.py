@@ -29,6 +29,8 @@ class Suite(StrEnum):
     """Writing replies."""
     startup = "startup"
     """Imports, `--help`, and from a command to its first step."""
+    pretrain = "pretrain"
+    """Real runs of whole models through the launcher; for a GPU. Not among those that run by default."""
     predict = "predict"
     """Memory and speed as planned beside measured."""
 
@@ -63,13 +65,13 @@ class BenchmarkConfig:
     """What `scripts/benchmark.py` takes."""
 
     suite: list[Suite] = field(default_factory=list)
-    """One or more; all by default, but for those that need `data` where it is not given."""
+    """One or more; all but `pretrain` by default."""
     out: str = "runs/benchmark"
     """A directory: SUITE.json, SUITE.md, SUITE.png each. What is there already, of the same commit and settings, is not measured again."""
     again: bool = False
     """Measure it again all the same."""
     data: str | None = None
-    """Dialogues, for `sft` (bundled ones by default), `loader` and `prepare`."""
+    """Dialogues, for `sft`, `loader` and `generate`, bundled ones by default, and the Chinese text of `prepare`."""
     device: Device = Device.auto
     dtype: Precision = Precision.bf16
     shape: ShapeConfig = field(default_factory=ShapeConfig)
@@ -85,9 +87,15 @@ class BenchmarkConfig:
     parameters: int = 50_000_000
     """Of the state that `checkpoint` writes, at 12 bytes each."""
     ranks: int = 2
-    """Processes of `sft`."""
+    """Processes of `sft`, `pretrain` and `startup`."""
     dialogues: int = 72
     """That `sft` trains on."""
+    models: list[str] = field(default_factory=lambda: ["codegen_2b"])
+    """Of `pretrain`: names in `configs/model`, or NAME:LAYERS."""
+    deepspeed: str = "zero1"
+    """Section of `pretrain`."""
+    overrides: list[str] = field(default_factory=list)
+    """More settings of `pretrain`, as on its command line."""
 
     def problems(self) -> list[str]:
         """Everything that is wrong with the values."""

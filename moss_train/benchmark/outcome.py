@@ -44,7 +44,8 @@ class Outcome:
     """What a suite has found.
 
     Attributes:
-        suite: Its name. unit: Of the values. rows: In the order of the table. over: The side that ratios are over.
+        suite: Its name. unit: Of the values. rows: In the order of the table. over: The side that ratios are over; empty
+            where there is none.
         figures: Single numbers that claims are held against, by name.
         not_run: What was asked for and could not be run, with the reason.
         settings: What the figures depend on, besides the machine.
@@ -107,8 +108,11 @@ def _commit() -> str | None:
 def describe(outcome: Outcome) -> str:
     """The table as Markdown that can be read in a terminal too."""
     has_peak = any(row.peak is not None for row in outcome.rows)
-    headings = ["case", "side", outcome.unit, f"times {outcome.over}", *["peak memory, MiB"] * has_peak]
-    lines = [[row.case, row.side, number(row.value), _ratio(row), *[_mebibytes(row.peak)] * has_peak] for row in outcome.rows]
+    has_ratio = bool(outcome.over)
+    headings = ["case", "side", outcome.unit, *[f"times {outcome.over}"] * has_ratio, *["peak memory, MiB"] * has_peak]
+    lines = [
+        [row.case, row.side, number(row.value), *[_ratio(row)] * has_ratio, *[_mebibytes(row.peak)] * has_peak] for row in outcome.rows
+    ]
     widths = [max(len(line[place]) for line in (headings, *lines)) for place in range(len(headings))]
 
     def show(cells: Sequence[str]) -> str:
@@ -155,7 +159,7 @@ def draw(outcome: Outcome) -> bytes:
     axes.set_yticks(range(len(rows)), [f"{row.case}: {row.side}" if row.case else row.side for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.18)
-    axes.set_xlabel(f"{outcome.unit}; x: times {outcome.over}", fontsize=9)
+    axes.set_xlabel(f"{outcome.unit}; x: times {outcome.over}" if outcome.over else outcome.unit, fontsize=9)
     axes.set_title(outcome.suite, fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
