@@ -26,6 +26,7 @@ from moss_train.config import OptimConfig, Precision
 from moss_train.cores import threads_per_rank
 from moss_train.errors import ConfigError
 from moss_train.train.build_locks import remove_stale_build_locks
+from moss_train.train.config import is_auto
 from moss_train.train.optim import parameter_groups
 from moss_train.train.resident import give_back, load_libraries, map_large_blocks
 from moss_train.train.shards import MOMENTS, flat_tensors, optimizer_state
@@ -162,8 +163,11 @@ def check_section(section: dict[str, Any]) -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError
 
+    zero = section.get("zero_optimization", {})
+    # What stands beside `stage: auto` must do for any stage.
+    zero = {**zero, "stage": 3} if is_auto(section) else zero
     try:
-        DeepSpeedZeroConfig(**section.get("zero_optimization", {}))
+        DeepSpeedZeroConfig(**zero)
     except ValidationError as error:
         where = "deepspeed.zero_optimization"
         problems = [
