@@ -59,7 +59,7 @@ CASES = (
     Case(3, 1280, 20, 8192, 1024, 1),
     Case(8, 768, 12, 8192, 512, 1, accumulation=2, recompute=True),
 )
-"""The first calibrates. Of models below 60 M parameters, small blocks that the plan does not count are too large a part (docs/memory.md)."""
+"""The first calibrates. Below 60 M parameters, small blocks that the plan does not count are a large part of memory (docs/memory.md)."""
 
 
 @dataclass(frozen=True)

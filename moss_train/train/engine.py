@@ -298,6 +298,7 @@ def release(engine: Any) -> None:
     """
     model, optimizer = engine.module, engine.optimizer
     engine.destroy()
+    _forget_hpz_groups()
     for parameter in model.parameters():
         for name in [name for name in vars(parameter) if name.startswith(("ds_", "_"))]:
             with contextlib.suppress(AttributeError):
@@ -318,6 +319,14 @@ def release(engine: Any) -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     give_back()
+
+
+def _forget_hpz_groups() -> None:
+    """Lets the next engine of this process make hpZ's groups: DeepSpeed keeps them in a global that it refuses to set twice."""
+    _deepspeed()
+    from deepspeed.utils import groups
+
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
 
 
 def _deepspeed() -> Any:

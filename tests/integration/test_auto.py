@@ -110,10 +110,12 @@ def test_other_stages_choose_too(stage: str, tmp_path: Path) -> None:
 
 
 def test_hpz_trains_as_zero3_does(tmp_path: Path) -> None:
-    """The file for several nodes, with groups of two of four ranks: two copies of the parameters."""
+    """The file for several nodes, with groups of two of four ranks: two copies of the parameters. Two jobs of a sweep, in one process."""
     curves = {}
     for name, more in (("zero3", ()), ("zero3_hpz", ("deepspeed.zero_optimization.zero_hpz_partition_size=2",))):
         run_dir = tmp_path / name
-        succeeded(forked(4, "scripts/sft.py", *arguments(run_dir, *SHORT[:-1], f"deepspeed={name}", *more)))
-        curves[name] = losses(run_dir)
-    assert curves["zero3_hpz"] == pytest.approx(curves["zero3"], abs=1e-5)
+        line = arguments(run_dir, *SHORT[:-1], f"deepspeed={name}", "run.seed=1,2", *more)
+        succeeded(forked(4, "scripts/sft.py", "-m", *line))
+        curves[name] = [losses(run_dir / job) for job in ("0", "1")]
+    for with_hpz, without in zip(curves["zero3_hpz"], curves["zero3"], strict=True):
+        assert with_hpz == pytest.approx(without, abs=1e-5)
