@@ -32,9 +32,11 @@ def main(config: PMConfig) -> float:
     from moss_train.data.inputs import Input
     from moss_train.data.loader import StepPlan
     from moss_train.data.tokenizer import MossTokenizer
+    from moss_train.model.pm import pm_config
     from moss_train.model.preference import PreferenceObjective
     from moss_train.pm.data import find_inputs, open_cache, open_samples, parents_of_samples, render_inputs, train_tokenizer
     from moss_train.train import engine as distributed
+    from moss_train.train.auto import settle
     from moss_train.train.resume import find_checkpoint
     from moss_train.train.run import open_run
     from moss_train.train.stage import train_stage
@@ -67,8 +69,9 @@ def main(config: PMConfig) -> float:
             model.set_objective(PreferenceObjective(**asdict(config.objective)))
             return model
 
-        ending = _Ending(run, config, samples, tokenizer)
         data = samples.stage_data()
+        config = settle(run, config, pm_config(model_config, samples.with_lm), data.row_tokens or config.data.seq_len, saved)
+        ending = _Ending(run, config, samples, tokenizer)
         data.finish = ending.measure
         data.parents = run.together(lambda: parents_of_samples(config, Path(trained), entries) if distributed.rank() == 0 else [])
         last = train_stage(run, config, build_model, data, ending.export, saved)

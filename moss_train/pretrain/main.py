@@ -28,6 +28,7 @@ def main(config: PretrainConfig) -> float:
     from moss_train.pretrain.data import check_passes, go_on, open_windows
     from moss_train.pretrain.inputs import find_corpora, open_cache
     from moss_train.train import engine as distributed
+    from moss_train.train.auto import settle
     from moss_train.train.resume import find_checkpoint, progress_of
     from moss_train.train.run import open_run
     from moss_train.train.stage import run_length, train_stage
@@ -50,6 +51,7 @@ def main(config: PretrainConfig) -> float:
         config = in_steps(config, progress)
         length = run_length(config, windows.epoch_rows, progress)
         run.together(lambda: check_passes(windows, config.data, length, run.log))
+        config = settle(run, config, model_config, config.data.seq_len, saved)
 
         def build_model(weights: Path | None) -> torch.nn.Module:
             model: Any = build(config, model_config, run.log, weights)

@@ -34,6 +34,7 @@ def main(config: SFTConfig, stage: str = SFT) -> float:
     from moss_train.sft.data import open_rows, parents_of_rows, render_inputs
     from moss_train.sft.inputs import Input, find_inputs, open_cache
     from moss_train.train import engine as distributed
+    from moss_train.train.auto import settle
     from moss_train.train.resume import find_checkpoint
     from moss_train.train.run import open_run
     from moss_train.train.stage import train_stage
@@ -59,6 +60,7 @@ def main(config: SFTConfig, stage: str = SFT) -> float:
         run.agree("the rows", rows.fingerprint)
         if saved is not None:
             rows.train_rows.go_on(saved.state.samples, saved.state.position)
+        config = settle(run, config, model_config, config.data.seq_len, saved)
         export = partial(
             write_export,
             run.dir / "export",

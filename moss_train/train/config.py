@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 # Settings of these have one owner elsewhere; two owners of a value is how the wrong one wins.
@@ -48,10 +49,23 @@ DEEPSPEED_KEYS = frozenset(
 """Keys of the DeepSpeed section that are passed on; DeepSpeed itself ignores those it does not know."""
 
 
+AUTO = "auto"
+"""Value of `zero_optimization.stage` that leaves it to the run, see `auto.py`."""
+AUTO_MEMORY = "memory_gib"
+"""Key beside it: GiB that a rank may take."""
+
+
+def is_auto(section: dict[str, Any]) -> bool:
+    """Whether ZeRO's stage is left to the run."""
+    return bool((section.get("zero_optimization") or {}).get("stage") == AUTO)
+
+
 def deepspeed_problems(section: dict[str, Any]) -> list[str]:
     """Problems of the DeepSpeed section: keys that other settings own, and stages that do not fit the loop."""
     found = [f"deepspeed.{key} may not be set there; its owner is {owner}" for key, owner in OWNED_ELSEWHERE.items() if key in section]
     for key in section:
+        if key == AUTO_MEMORY and is_auto(section):
+            continue
         if key not in OWNED_ELSEWHERE and key not in DEEPSPEED_KEYS:
             close = difflib.get_close_matches(str(key), [*DEEPSPEED_KEYS, *OWNED_ELSEWHERE], n=1)
             found.append(f"deepspeed.{key}: there is no such key" + (f"; did you mean deepspeed.{close[0]}?" if close else ""))
@@ -71,12 +85,32 @@ def deepspeed_problems(section: dict[str, Any]) -> list[str]:
     for key in ("zenflow", "super_offload"):
         if zero.get(key) or (isinstance(offload, dict) and offload.get(key)):
             found.append(f"deepspeed.zero_optimization has {key}; expected none: checkpoints cannot be made of its state")
+    if is_auto(section):
+        return found + _auto_problems(section)
     stage = zero.get("stage")
     if stage not in (1, 2, 3):
         found.append(
-            f"deepspeed.zero_optimization.stage is {stage!r}; expected 1, 2 or 3 (stage 0 cannot accumulate bf16 gradients in float32; "
-            "stage 1 on one rank costs the same)"
+            f"deepspeed.zero_optimization.stage is {stage!r}; expected 1, 2, 3 or auto (stage 0 cannot accumulate bf16 gradients in "
+            "float32; stage 1 on one rank costs the same)"
         )
+    return found
+
+
+LINK_KEYS = {"nvlink_gb_per_second": "nvlink", "nic_gb_per_second": "nic", "pcie_gb_per_second": "pcie"}
+"""Option of a plan, in GB/s -> the link of `devices.Links`."""
+
+
+def _auto_problems(section: dict[str, Any]) -> list[str]:
+    """Problems of a section that leaves the stage to the run."""
+    found, memory = [], section.get(AUTO_MEMORY)
+    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | float) or not 0 < memory < math.inf):
+        found.append(f"deepspeed.{AUTO_MEMORY} is {memory!r}; expected a number of GiB above zero, or null for what the device has")
+    for key in ("offload_optimizer", "offload_param", "zero_hpz_partition_size"):
+        if section["zero_optimization"].get(key) is not None:
+            found.append(
+                f"deepspeed.zero_optimization.{key} may not be set with stage auto, which decides it; choose "
+                "deepspeed=zero3 and set it there"
+            )
     return found
 
 
@@ -92,8 +126,21 @@ class PlanOptions:
     """Kind of device by its exact name, or cpu."""
     memory_gib: float | None = None
     """Memory of one rank, GiB; by default that of the device. Must be given for cpu."""
-    mfu: float = 0.4
-    """Share of the device's peak that training reaches: an assumption, from which the time follows."""
+    gpus: list[int] = field(default_factory=list)
+    """Numbers of GPUs: a line for each, with the lowest ZeRO stage that fits and its speed, instead of the plan of one."""
+    efficiency: float | None = None
+    """Share of the device's peak that arithmetic reaches while nothing waits for communication; by default that of the device's kind, from
+    published figures (docs/scaling.md)."""
+    mfu: float | None = None
+    """Share of the peak that training reaches with all its waiting, where it is known; by default predicted."""
+    node_size: int | None = None
+    """GPUs of a node; by default 8."""
+    nvlink_gb_per_second: float | None = None
+    """From one GPU to the others of its node, in one direction, by its data sheet; by default the device's."""
+    nic_gb_per_second: float | None = None
+    """From one GPU to other nodes, in one direction: a node's adapters, divided by its GPUs; by default those of the vendor's machine."""
+    pcie_gb_per_second: float | None = None
+    """Between one GPU and the host, in one direction; by default the device's."""
     rows: int | None = None
     """Rows of an epoch, from which the length of a run of `train.epochs` follows."""
     out: str | None = None
@@ -102,10 +149,14 @@ class PlanOptions:
     def plan_problems(self) -> list[str]:
         """What is wrong with the values, one sentence each."""
         found = []
-        for key in ("world_size", "memory_gib", "rows"):
+        for key in ("world_size", "memory_gib", "rows", "node_size", *LINK_KEYS):
             value = getattr(self, key)
             if value is not None and value <= 0:
                 found.append(f"{key} is {value}; expected a number above zero")
-        if not 0 < self.mfu <= 1:
-            found.append(f"mfu is {self.mfu}; expected a share above 0, up to 1")
+        for key in ("mfu", "efficiency"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value <= 1:
+                found.append(f"{key} is {value}; expected a share above 0, up to 1")
+        if wrong := [count for count in self.gpus if count <= 0]:
+            found.append(f"gpus has {', '.join(map(str, wrong))}; expected numbers above zero, as in gpus=[1,8,64]")
         return found

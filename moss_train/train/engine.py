@@ -26,6 +26,7 @@ from moss_train.config import OptimConfig, Precision
 from moss_train.cores import threads_per_rank
 from moss_train.errors import ConfigError
 from moss_train.train.build_locks import remove_stale_build_locks
+from moss_train.train.config import is_auto
 from moss_train.train.optim import parameter_groups
 from moss_train.train.resident import give_back, load_libraries, map_large_blocks
 from moss_train.train.shards import MOMENTS, flat_tensors, optimizer_state
@@ -162,8 +163,11 @@ def check_section(section: dict[str, Any]) -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError
 
+    zero = section.get("zero_optimization", {})
+    # What stands beside `stage: auto` must do for any stage.
+    zero = {**zero, "stage": 3} if is_auto(section) else zero
     try:
-        DeepSpeedZeroConfig(**section.get("zero_optimization", {}))
+        DeepSpeedZeroConfig(**zero)
     except ValidationError as error:
         where = "deepspeed.zero_optimization"
         problems = [
@@ -294,6 +298,7 @@ def release(engine: Any) -> None:
     """
     model, optimizer = engine.module, engine.optimizer
     engine.destroy()
+    _forget_hpz_groups()
     for parameter in model.parameters():
         for name in [name for name in vars(parameter) if name.startswith(("ds_", "_"))]:
             with contextlib.suppress(AttributeError):
@@ -314,6 +319,14 @@ def release(engine: Any) -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     give_back()
+
+
+def _forget_hpz_groups() -> None:
+    """Lets the next engine of this process make hpZ's groups: DeepSpeed keeps them in a global that it refuses to set twice."""
+    _deepspeed()
+    from deepspeed.utils import groups
+
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
 
 
 def _deepspeed() -> Any:

@@ -57,6 +57,7 @@ def setup_of(config: StageConfig, model_config: Any, seq_len: int, world_size: i
         is_cuda=is_cuda,
         widens=widens,
         chunk_tokens=chunk_size(model_config.vocab_size, "cuda" if is_cuda else "cpu", is_narrow),
+        communication=config.deepspeed.get("communication_data_type"),
     )
 
 
@@ -68,12 +69,14 @@ class Forecast:
         memory: What a rank will take.
         say: Told the line. gather: A collective: every rank's value.
         at_step: When the line is due, counted from the start of this process's part of the run.
+        tokens_per_second: That all ranks will make; None on a device whose peak and links are not known.
     """
 
     memory: Memory
     say: Callable[[str], None]
     gather: Callable[[Any], list[Any]]
     at_step: int
+    tokens_per_second: float | None = None
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -97,9 +100,14 @@ class Forecast:
         predicted = self.memory.peak_bytes
         rate = self.tokens / self.seconds if self.seconds else tokens / seconds
         self.told = {"plan/predicted_peak_gib": predicted / 2**30, "plan/measured_peak_gib": measured / 2**30}
+        speed = f"{rate:.0f} tokens/s"
+        if self.tokens_per_second is not None:
+            self.told |= {"plan/predicted_tokens_per_second": self.tokens_per_second, "plan/measured_tokens_per_second": rate}
+            expected = self.tokens_per_second
+            speed = f"tokens/s: predicted {expected:.0f}, measured {rate:.0f} (predicted / measured {expected / rate:.2f})"
         self.say(
             f"memory after {self.steps} steps: predicted {predicted / 2**30:.2f} GiB (peak: {self.memory.peak.name}), measured "
-            f"{measured / 2**30:.2f} GiB on the fullest rank (predicted / measured {predicted / measured:.2f}) | {rate:.0f} tokens/s"
+            f"{measured / 2**30:.2f} GiB on the fullest rank (predicted / measured {predicted / measured:.2f}) | {speed}"
         )
         return self.told
 
@@ -116,5 +124,19 @@ def forecast(
 ) -> Forecast:
     """The forecast of a run that takes `steps` more steps, with samples of `row_tokens` tokens (`data.seq_len` by default)."""
     row_tokens = row_tokens or config.data.seq_len  # type: ignore[attr-defined]  # every stage's data section has it
-    memory = predict(setup_of(config, model_config, row_tokens, world_size, is_cuda))
-    return Forecast(memory, say, gather, max(1, min(AFTER_STEPS, steps)))
+    setup = setup_of(config, model_config, row_tokens, world_size, is_cuda)
+    return Forecast(predict(setup), say, gather, max(1, min(AFTER_STEPS, steps)), _tokens_per_second(setup))
+
+
+def _tokens_per_second(setup: Setup) -> float | None:
+    """Predicted for this rank's kind of device, on the vendor's machine; None where it is not in the table."""
+    if not setup.is_cuda:
+        return None
+    import torch
+
+    from moss_train.train.devices import device_named
+    from moss_train.train.speed import machine_of, predict_speed
+    from moss_train.train.stage import PEAK_FLOPS
+
+    device = device_named(torch.cuda.get_device_name())
+    return predict_speed(setup, machine_of(device, PEAK_FLOPS[device.driver_name])).tokens_per_second if device is not None else None

@@ -26,6 +26,8 @@ PREFETCH_BUCKET = 50_000_000
 LIVE_PARAMETERS = 1_000_000_000
 SUB_GROUP = 1_000_000_000
 PERSISTENCE_THRESHOLD = 100_000
+ALLGATHER_BUCKET = 500_000_000
+REUSE_DISTANCE = 1_000_000_000
 FALLBACK_BUCKET = 500_000_000
 """MEMORY_OPT_ALLREDUCE_SIZE, which no setting changes."""
 
@@ -57,6 +59,7 @@ class Setup:
         is_cuda: Whether tensors are on a CUDA device.
         widens: Whether bfloat16 is multiplied in float32 (`model.linear.widens`).
         chunk_tokens: C, from `model.loss.chunk_size`.
+        communication: Format in which gradients travel, DeepSpeed's `communication_data_type`; by default the model's.
     """
 
     shapes: dict[str, tuple[int, ...]] = field(repr=False)
@@ -79,6 +82,7 @@ class Setup:
     is_cuda: bool
     widens: bool
     chunk_tokens: int
+    communication: str | None = None
 
     def count(self, names: frozenset[str] | None = None) -> int:
         """Parameters in all, or of these names."""
@@ -100,9 +104,23 @@ class Setup:
         return BYTES[self.precision]
 
     @property
+    def gradient_width(self) -> int:
+        """Bytes of a number of a gradient on its way to other ranks."""
+        return BYTES[self.communication or self.precision]
+
+    @property
     def stage(self) -> int:
         """Of ZeRO."""
         return int(self.zero["stage"])
+
+    @property
+    def hpz(self) -> int:
+        """Ranks among which hpZ divides a second copy of the parameters; 1: there is none."""
+        return self.setting("zero_hpz_partition_size", 1) if self.stage == 3 else 1
+
+    def setting(self, name: str, default: int) -> int:
+        """A number of the section, which YAML may have read as a float or a text."""
+        return int(float(self.zero.get(name, default)))
 
     @property
     def offloads(self) -> bool:
@@ -116,7 +134,7 @@ class Setup:
 
     def bucket(self) -> int:
         """Elements that DeepSpeed gathers before it reduces them."""
-        return min(int(float(self.zero.get("reduce_bucket_size", REDUCE_BUCKET))), self.count(self.trained))
+        return min(self.setting("reduce_bucket_size", REDUCE_BUCKET), self.count(self.trained))
 
     def is_bf16_optimizer(self) -> bool:
         """Whether DeepSpeed chooses its BF16_Optimizer: ZeRO-1 in bfloat16 with gradients in float32."""

@@ -22,6 +22,7 @@ from moss_train.train.memory import (
 from moss_train.train.resident import MAPPED_FROM
 
 PARAMETERS, GRADIENTS, STATE, BUFFERS = "parameters", "gradients", "optimizer state", "DeepSpeed buffers"
+HPZ_COPY = "parameters, hpZ's copy"
 
 
 class Zero:
@@ -38,8 +39,8 @@ class Zero:
         self.largest_part = min(setup.largest, self.shard)
 
     def setting(self, name: str, default: int) -> int:
-        """A number of the section, which YAML may have read as a float or a text."""
-        return int(float(self.setup.zero.get(name, default)))
+        """See `Setup.setting`."""
+        return self.setup.setting(name, default)
 
     def always(self) -> list[Item]:
         """From the first update on, to the end."""
@@ -69,6 +70,10 @@ class Zero:
             items.append(Item(GRADIENTS, 4 * self.shard, 4 * self.shard, True))
         small = sum(n for n in map(math.prod, setup.shapes.values()) if n <= self.threshold())
         items.append(Item(PARAMETERS, self.width * small, self.width))
+        if setup.hpz > 1:
+            # hpZ's second copy (`_partition_param_sec`): from a parameter's first release in a step until the update.
+            copy = self.width * (setup.parameters - small) / min(setup.hpz, setup.world_size)
+            items.append(Item(HPZ_COPY, copy, self.width * setup.largest / min(setup.hpz, setup.world_size)))
         # The contiguous bucket lives as long as the engine; on the CPU, pages that were never written take nothing.
         bucket = self.width * self.bucket_allocated()
         return [*items, Item(BUFFERS, bucket, bucket)] if setup.zero.get("contiguous_gradients", True) else items

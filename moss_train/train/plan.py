@@ -18,28 +18,15 @@ from typing import Any
 
 from moss_train.config import ExportDtype, StageConfig
 from moss_train.errors import UsageError
-from moss_train.train.config import PlanOptions
+from moss_train.train import auto, scaling
+from moss_train.train.auto import SECTIONS, USABLE, Room
+from moss_train.train.config import AUTO_MEMORY, PlanOptions, is_auto
+from moss_train.train.devices import CPU, DEVICES
 from moss_train.train.forecast import setup_of
 from moss_train.train.memory import BYTES, Memory, Setup, predict
+from moss_train.train.speed import Machine, Speed, predict_speed
 
 _GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Device:
-    """A kind of accelerator: the driver's name of it, as in `stage.PEAK_FLOPS`, and its memory in bytes, from the vendor's data sheet."""
-
-    driver_name: str
-    memory: float
-
-
-DEVICES = {
-    "H200": Device("NVIDIA H200", 141e9),
-    "H100": Device("NVIDIA H100 80GB HBM3", 80 * _GIB),
-    "A100-80GB": Device("NVIDIA A100-SXM4-80GB", 80 * _GIB),
-    "A100-40GB": Device("NVIDIA A100-SXM4-40GB", 40 * _GIB),
-}
-CPU = "cpu"
 
 # What a change costs a user, so that the search proposes the cheapest first.
 _DEAR = {"model.recompute": 1, "train.micro_batch_size": 2, "deepspeed": 4, "offload": 16, "world_size": 32}
@@ -63,9 +50,14 @@ class Plan:
     """Of a step: 6 * parameters * tokens."""
     flops_with_attention: float
     """Of a step, by `stage.FLOPS_FORMULA`, every row one document."""
-    mfu: float
+    mfu: float | None
+    """Assumed where the options name one, else predicted; None for a device without a known peak."""
+    efficiency: float | None
+    """Share of the peak in arithmetic, from which time is predicted; None where the MFU is assumed."""
+    speed: Speed | None
     seconds_per_step: float | None
-    """At the assumed MFU; None for a device without a known peak."""
+    communication: dict[str, Any] | None
+    """Of a rank in a step, by ZeRO stage, see `scaling.communication`."""
     checkpoint: int
     """One checkpoint of the whole run."""
     checkpoints: int
@@ -87,17 +79,56 @@ def plan_stage(
     Raises:
         UsageError: It is impossible; with the nearest configuration that is not.
     """
-    memory = device_memory(options)
+    memory, machine = device_memory(options), scaling.machine_for(options)
     model_config = head(_architecture(config, seq_len))
+    if options.gpus:
+        plan_sweep(config, options, model_config, seq_len, memory, machine)
+        return
     check_divides(config.train.global_batch_size, config.train.micro_batch_size, options.world_size)
+    if is_auto(config.deepspeed):
+        config = _settled(config, options, model_config, seq_len, memory)
     setup = setup_of(config, model_config, seq_len, options.world_size, options.device != CPU)
     check_modelled(setup)
-    plan = make_plan(config, options, model_config, setup, memory)
+    plan = make_plan(config, options, model_config, setup, memory, machine)
     show(plan, setup)
+    if machine is not None:
+        scaling.show_communication(setup, machine)
     if options.out is not None:
         Path(options.out).write_text(json.dumps(as_json(plan), indent=1) + "\n", encoding="utf-8")
     if plan.memory.peak_bytes > memory:
         raise UsageError(refusal(setup, config.train.global_batch_size, plan, memory))
+
+
+def plan_sweep(config: StageConfig, options: PlanOptions, model_config: Any, seq_len: int, memory: float, machine: Machine | None) -> None:
+    """Prints the configuration on each of `gpus`, and writes it where `out` names a file.
+
+    Raises:
+        UsageError: The device is a CPU.
+    """
+    if machine is None:
+        raise UsageError(
+            f"gpus={list(options.gpus)} with device=cpu: expected one of {', '.join(DEVICES)}, whose speed and links are known"
+        )
+    config = replace(config, deepspeed={**config.deepspeed, "zero_optimization": SECTIONS["zero3"]})
+    setup, room = setup_of(config, model_config, seq_len, 1, is_cuda=True), Room(USABLE * memory)
+    points = scaling.sweep(setup, config.train.global_batch_size, list(options.gpus), room, machine)
+    scaling.show_sweep(points, setup, options.device, room, machine)
+    if options.out is not None:
+        Path(options.out).write_text(json.dumps(scaling.sweep_json(points, machine), indent=1) + "\n", encoding="utf-8")
+
+
+def _settled(config: StageConfig, options: PlanOptions, model_config: Any, seq_len: int, memory: float) -> StageConfig:
+    """The configuration with the ZeRO stage that a run on such a device would choose."""
+    given = config.deepspeed["zero_optimization"]
+    limit = config.deepspeed.get(AUTO_MEMORY)
+    room = Room(limit * _GIB if limit is not None else USABLE * memory)
+    config = replace(config, deepspeed={**config.deepspeed, "zero_optimization": auto.section_of("zero3", given)})
+    setup = setup_of(config, model_config, seq_len, options.world_size, options.device != CPU)
+    choice = auto.choose(setup, given, room)
+    if choice.name is None:
+        raise UsageError(auto.refusal(setup, config.train.global_batch_size, choice, room))
+    print(f"deepspeed=auto: {choice.reason(room)}")
+    return replace(config, deepspeed={**config.deepspeed, "zero_optimization": auto.section_of(choice.name, given)})
 
 
 def device_memory(options: PlanOptions) -> float:
@@ -142,9 +173,11 @@ def check_modelled(setup: Setup) -> None:
         raise UsageError(f"deepspeed.zero_optimization has {' and '.join(wrong)}, whose memory this plan does not know; expected none")
 
 
-def make_plan(config: StageConfig, options: PlanOptions, model_config: Any, setup: Setup, memory: float) -> Plan:
-    """The figures of one configuration."""
-    from moss_train.train.stage import PEAK_FLOPS, training_flops_per_token
+def make_plan(
+    config: StageConfig, options: PlanOptions, model_config: Any, setup: Setup, memory: float, machine: Machine | None = None
+) -> Plan:
+    """The figures of one configuration; without a machine, no time."""
+    from moss_train.train.stage import training_flops_per_token
 
     parameters, trained = setup.parameters, setup.count(setup.trained)
     tokens = config.train.global_batch_size * setup.seq_len
@@ -152,7 +185,8 @@ def make_plan(config: StageConfig, options: PlanOptions, model_config: Any, setu
     steps = config.train.steps
     if steps is None and options.rows is not None:
         steps = math.ceil((config.train.epochs or 0) * options.rows / config.train.global_batch_size)
-    peak = PEAK_FLOPS[DEVICES[options.device].driver_name] if options.device != CPU else None
+    speed = predict_speed(setup, machine) if machine is not None else None
+    assumed = flops / (machine.peak * options.world_size * options.mfu) if machine is not None and options.mfu is not None else None
     exported = config.train.precision.value if config.export.dtype is ExportDtype.auto else config.export.dtype.value
     return Plan(
         parameters=parameters,
@@ -166,8 +200,11 @@ def make_plan(config: StageConfig, options: PlanOptions, model_config: Any, setu
         steps=steps,
         flops_6nd=6.0 * parameters * tokens,
         flops_with_attention=flops,
-        mfu=options.mfu,
-        seconds_per_step=flops / (peak * options.world_size * options.mfu) if peak else None,
+        mfu=options.mfu if options.mfu is not None or speed is None else speed.mfu,
+        efficiency=machine.efficiency if machine is not None and assumed is None else None,
+        speed=speed if assumed is None else None,
+        seconds_per_step=assumed if assumed is not None or speed is None else speed.step,
+        communication=scaling.communication(setup, machine) if machine is not None else None,
         # float32 weights and two moments of what trains (train/checkpoint.py).
         checkpoint=12 * trained,
         checkpoints=12 * trained * (config.train.keep + 1) if config.train.keep else 0,
@@ -202,12 +239,9 @@ def _neighbours(setup: Setup, global_batch_size: int) -> Iterator[tuple[float, l
     """(cost, overrides, setup) of what can be changed without changing what is trained."""
     sections: list[tuple[float, list[str], dict[str, Any]]] = [(0, [], setup.zero)]
     for stage in range(setup.stage + 1, 4):
-        # As in configs/deepspeed/: what the file of that name says.
-        section = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
-        sections.append((_DEAR["deepspeed"] * (stage - setup.stage), [f"deepspeed=zero{stage}"], section))
+        sections.append((_DEAR["deepspeed"] * (stage - setup.stage), [f"deepspeed=zero{stage}"], SECTIONS[f"zero{stage}"]))
     if not setup.offloads:
-        offloaded = {"stage": 3, "overlap_comm": True, "contiguous_gradients": True, "offload_optimizer": {"device": "cpu"}}
-        sections.append((_DEAR["offload"], ["deepspeed=zero3_offload"], offloaded))
+        sections.append((_DEAR["offload"], ["deepspeed=zero3_offload"], SECTIONS["zero3_offload"]))
     for doubling in range(7):
         ranks = setup.world_size * 2**doubling
         micros = [size for size in range(1, setup.micro_batch_size + 1) if global_batch_size % (size * ranks) == 0]
@@ -247,7 +281,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "moments": {moment.name: moment.total() for moment in memory.moments},
         }
     record["fits"] = plan.memory.peak_bytes <= plan.device_memory
-    record["assumptions"] = {"mfu": plan.mfu, "context": "every row is one document, every token supervised"}
+    assumed = {"mfu": plan.mfu} if plan.speed is None else {"efficiency": plan.efficiency}
+    record["assumptions"] = {**assumed, "context": "every row is one document, every token supervised"}
     return record
 
 
@@ -279,13 +314,11 @@ def show(plan: Plan, setup: Setup) -> None:
         f"a step: {plan.tokens_per_step:,} tokens | {plan.flops_6nd:.3g} FLOPs by 6 x parameters x tokens, {plan.flops_with_attention:.3g} "
         "without the input embedding and with attention"
     )
-    if plan.seconds_per_step is None:
+    if plan.seconds_per_step is None or plan.mfu is None:
         console.print("time: not known, a CPU has no entry in the table of peaks")
     else:
         rate = plan.tokens_per_step / plan.seconds_per_step
-        console.print(
-            f"time: {plan.seconds_per_step:.3g} s a step, {rate:,.0f} tokens/s, at an MFU of {plan.mfu:.0%}, which is an assumption"
-        )
+        console.print(f"time: {plan.seconds_per_step:.3g} s a step, {rate:,.0f} tokens/s, at an MFU of {plan.mfu:.1%}, {_why(plan)}")
         if plan.steps is None:
             console.print("the run's length is not known: give rows=N, the rows of an epoch")
     if plan.steps is not None:
@@ -295,6 +328,18 @@ def show(plan: Plan, setup: Setup) -> None:
     console.print(
         f"disk: {plan.checkpoint / 1e9:,.1f} GB a checkpoint, {plan.checkpoints / 1e9:,.1f} GB with those kept and the one being written, "
         f"{plan.export / 1e9:,.1f} GB the export"
+    )
+
+
+def _why(plan: Plan) -> str:
+    """Where the figure of the time is from."""
+    speed = plan.speed
+    if speed is None:
+        return "which is an assumption"
+    return (
+        f"predicted: arithmetic {speed.arithmetic:.3g} s at {plan.efficiency:.1%} of the peak, which is an assumption, communication "
+        f"{speed.communication:.3g} s, of which arithmetic waits for {speed.exposed:.3g} s ({speed.exposed / speed.step:.1%} of the step), "
+        f"update {speed.update:.2g} s"
     )
 
 

@@ -24,6 +24,11 @@ _NO_COMPILER = "TORCHDYNAMO_DISABLE"
 MAPPED_FROM = 2**20
 """Bytes from which a block of memory is a mapping of its own, see `map_large_blocks`."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_CONTROL_GROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""Folder, file of the limit and of the usage, in version 2 and 1; a container sees its own group there."""
 _imported = {"all": 0, "of files": 0}
 
 
@@ -96,6 +101,23 @@ def peak_growth_bytes() -> int:
     if _on_cuda():
         return peak_bytes()
     return max(0, peak_bytes() - _imported["all"] - max(0, _file_bytes() - _imported["of files"]))
+
+
+def free_host_bytes() -> int:
+    """Memory of this machine that new allocations may take, within the limits of the control groups this process is in.
+
+    Pages of files that can be dropped count as free, as the kernel's own estimate has it (proc(5), MemAvailable).
+    """
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line)
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    for folder, limit, used in _CONTROL_GROUPS:
+        with contextlib.suppress(OSError, ValueError):
+            # "max" is no number: there is no limit.
+            most, now = int((folder / limit).read_text()), int((folder / used).read_text())
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            droppable = int(stat.get("inactive_file") or stat.get("total_inactive_file") or 0)
+            free = min(free, most - now + droppable)
+    return max(0, free)
 
 
 def restart_peak() -> None:

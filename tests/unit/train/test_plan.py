@@ -283,6 +283,30 @@ def test_a_run_tells_predicted_and_measured() -> None:
     assert "30 tokens/s" in line
 
 
+def test_a_run_on_a_known_device_tells_its_speed_too() -> None:
+    from moss_train.train.forecast import Forecast
+
+    lines: list[str] = []
+    moment = Moment("loss", (Item("parameters", 2**30, 2**30),))
+    outlook = Forecast(Memory((moment,), moment, 2**30, 0.0, 0.0), lines.append, lambda value: [value], 2, tokens_per_second=45.0)
+    outlook.after(10, 1.0)
+    figures = outlook.after(30, 1.0)
+    assert (figures["plan/predicted_tokens_per_second"], figures["plan/measured_tokens_per_second"]) == (45.0, 30.0)
+    assert "tokens/s: predicted 45, measured 30 (predicted / measured 1.50)" in lines[0]
+
+
+def test_the_forecast_of_a_gpu_has_its_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from moss_train.train.forecast import _tokens_per_second
+
+    assert _tokens_per_second(small(is_cuda=False)) is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    assert (_tokens_per_second(small()) or 0) > 0
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "another")
+    assert _tokens_per_second(small()) is None
+
+
 def test_the_length_of_a_pretraining_run_is_in_tokens(tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
     result = python("scripts/plan.py", "+config=moss_moon_003_base", "world_size=8", "device=H200", f"out={out}")
