@@ -29,8 +29,8 @@ import torch
 
 from moss_train import cli, files
 from moss_train.data import render_files
-from moss_train.train import checkpoint, loop
 from moss_train.train import engine as distributed
+from moss_train.train import loop, tensors
 
 TRAINED = [False]
 """Whether this process has come to its first step."""
@@ -96,18 +96,18 @@ def watch_loop() -> None:
 
 def watch_saves() -> None:
     """Puts the faults of saves into the writing of checkpoints."""
-    add, written = checkpoint.TensorFile.add, 0
+    add, written = tensors.TensorFile.add, 0
     slow = [fault["seconds"] for fault in FAULTS if fault["kind"] == "slow_save"]
     rank = int(os.environ.get("RANK", "0"))
     full = next(([f["byte"], f.get("errno", "ENOSPC")] for f in FAULTS if f["kind"] == "full_disk" and f.get("rank", 0) == rank), None)
     write_piece = files.write_piece
     first: set[int] = set()
 
-    def slow_add(self: checkpoint.TensorFile, name: str, tensor: torch.Tensor) -> None:
+    def slow_add(self: tensors.TensorFile, name: str, tensor: torch.Tensor) -> None:
         if slow and id(self) not in first:
-            # The model's file and the optimizer's.
+            # The model's file and the optimizer's, at the same time.
             first.add(id(self))
-            time.sleep(sum(slow) / 2)
+            time.sleep(sum(slow))
         add(self, name, tensor)
 
     def full_write(descriptor: int, piece: memoryview) -> int:
@@ -118,7 +118,7 @@ def watch_saves() -> None:
             written += len(piece)
         return write_piece(descriptor, piece)
 
-    checkpoint.TensorFile.add = slow_add  # type: ignore[method-assign]
+    tensors.TensorFile.add = slow_add  # type: ignore[method-assign]
     files.write_piece = full_write
     for fault in FAULTS:
         if fault["kind"] == "die_in_save" and fault["rank"] == rank:
