@@ -5,18 +5,18 @@ Standard library only, so that tools which look at files start at once.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import glob
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,11 @@ TRASH_PREFIX = ".trash-"
 """Directories on their way out; whoever finds one may finish the removal."""
 
 _PIECE = 16 * 2**20
-_HASHED_APART = 2**20
-"""Bytes from which a thread is worth its start."""
+_LARGE = 2**20
+"""Bytes from which a thread, and a way past the page cache, are worth it."""
+_DIRECT_PIECE = 4 * 2**20
+_BLOCK = 4096
+"""A multiple of every disk's block."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class FileEntry:
 class HashedFile:
     """A new file that is hashed as it is written, so that no byte has to be read again.
 
-    Large content is hashed in a thread of its own while it is written: on one core, sha256 takes as long as a good disk.
+    Large content is hashed in a thread of its own while it is written, and goes past the page cache: filling pages that nobody reads takes
+    as much of a core as sha256, which takes as long as a good disk.
 
     Args:
         path: Must not exist.
@@ -48,9 +52,13 @@ class HashedFile:
 
     def __init__(self, path: Path):
         self._file = path.open("xb", buffering=0)
+        self._path = path
         self._digest = hashlib.sha256()
         self._bytes = 0
         self._hashing: ThreadPoolExecutor | None = None
+        self._direct: int | None = None
+        """Descriptor that goes past the page cache, once there was something large; -1 where the file system has none."""
+        self._aligned: mmap.mmap | None = None
 
     def write(self, data: bytes | memoryview) -> None:
         """Appends `data`, which is not needed any more on return.
@@ -59,29 +67,56 @@ class HashedFile:
             OSError: It did not fit; the file is incomplete.
         """
         view = memoryview(data).cast("B")
-        hashed: Future[None] | None = None
-        if len(view) < _HASHED_APART:
+        if len(view) < _LARGE:
             self._digest.update(view)
-        else:
-            self._hashing = self._hashing or ThreadPoolExecutor(1, "sha256")
-            hashed = self._hashing.submit(self._digest.update, view)
+            self._write_cached(view)
+            return
+        self._hashing = self._hashing or ThreadPoolExecutor(1, "sha256")
+        hashed = self._hashing.submit(self._digest.update, view)
         try:
-            for start in range(0, len(view), _PIECE):
-                self._write_all(view[start : start + _PIECE])
+            # Direct writes begin and end at whole blocks; a page is written in one way only.
+            first = -self._bytes % _BLOCK
+            self._write_cached(view[:first])
+            done = first + self._write_direct(view[first : first + (len(view) - first) // _BLOCK * _BLOCK])
+            self._write_cached(view[done:])
         finally:
-            if hashed is not None:
-                hashed.result()
+            hashed.result()
 
-    def _write_all(self, piece: memoryview) -> None:
-        first, size = self._bytes, len(piece)
-        while len(piece):
-            written = write_piece(self._file.fileno(), piece)
-            self._bytes += written
-            piece = piece[written:]
-        if size >= _HASHED_APART:
-            # The kernel begins to write these pages now, not only when the file is synced. A file system may refuse the hint.
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(self._file.fileno(), first, size, os.POSIX_FADV_DONTNEED)
+    def _write_cached(self, view: memoryview) -> None:
+        for start in range(0, len(view), _PIECE):
+            piece = view[start : start + _PIECE]
+            while len(piece):
+                written = write_piece(self._file.fileno(), piece)
+                self._bytes += written
+                piece = piece[written:]
+
+    def _write_direct(self, view: memoryview) -> int:
+        """Writes whole blocks past the page cache; returns how many bytes, fewer than all where the file system does not go on with it."""
+        if self._direct is None:
+            try:
+                self._direct = os.open(self._path, os.O_WRONLY | os.O_DIRECT)
+                self._aligned = mmap.mmap(-1, _DIRECT_PIECE)
+            except OSError:
+                self._direct = -1
+        if self._direct < 0 or self._aligned is None:
+            return 0
+        os.lseek(self._direct, self._bytes, os.SEEK_SET)
+        done = 0
+        with memoryview(self._aligned) as buffer:
+            while done < len(view) and done % _BLOCK == 0:
+                size = min(_DIRECT_PIECE, len(view) - done)
+                buffer[:size] = view[done : done + size]
+                try:
+                    done += write_piece(self._direct, buffer[:size])
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    os.close(self._direct)
+                    self._direct = -1
+                    break
+        self._bytes += done
+        os.lseek(self._file.fileno(), self._bytes, os.SEEK_SET)
+        return done
 
     def close(self) -> FileEntry:
         """Waits until the content is on disk, and says what it is."""
@@ -95,6 +130,9 @@ class HashedFile:
         """Closes a file that will not be used."""
         if self._hashing is not None:
             self._hashing.shutdown()
+        if self._direct is not None and self._direct >= 0:
+            os.close(self._direct)
+        self._direct, self._aligned = -1, None
         self._file.close()
 
 
