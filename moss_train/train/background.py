@@ -56,8 +56,7 @@ class Background:
             content: What the checkpoint holds beside tensors. then: Called on rank 0 when it is committed, in its thread.
 
         Raises:
-            DiskFullError: There is no room. NonFiniteError: The state holds a value that is not finite. CheckpointError: The place cannot
-                be written. In all cases what was there before is untouched.
+            DiskFullError: There is no room. CheckpointError: The place cannot be written. What was there before is untouched.
         """
         main = distributed.rank() == 0
         if main and not self._companions:

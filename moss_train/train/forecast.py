@@ -55,6 +55,7 @@ def setup_of(config: StageConfig, model_config: Any, seq_len: int, world_size: i
         is_cuda=is_cuda,
         widens=config.train.precision is Precision.bf16 and not is_cuda and not _cpu_multiplies_bfloat16(),
         chunk_tokens=chunk_size(model_config.vocab_size, "cuda" if is_cuda else "cpu"),
+        async_save=config.train.async_save and config.train.keep > 0,
     )
 
 

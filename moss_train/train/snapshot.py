@@ -14,12 +14,10 @@ import torch.distributed as dist
 
 from moss_train.train import engine as distributed
 from moss_train.train import shards as sharding
-from moss_train.train.checkpoint import State, check_finite
+from moss_train.train.checkpoint import State
 from moss_train.train.shards import MOMENTS
 
 KINDS = ("param", *MOMENTS)
-_CHUNK = 2**18
-"""Elements that are copied, and summed while they are in a core's cache."""
 
 
 class Snapshot:
@@ -56,23 +54,13 @@ class Snapshot:
                 raise RuntimeError(f"all ranks together hold {found} of the {math.prod(shape)} elements of {name}")
 
     def take(self) -> None:
-        """Copies the state as it is now.
-
-        Raises:
-            NonFiniteError: It has a value that is not finite.
-        """
-        sums = []
+        """Copies the state as it is now. Whether it is finite is looked at when it is written: that takes a third as long as the copy."""
         for flat, copies in zip(self._flats, self._copies, strict=True):
             state = sharding.optimizer_state(self._engine, flat)
             for kind in KINDS:
-                sums += _copy(copies[kind], flat.data if kind == "param" else state[kind])
+                copies[kind].copy_((flat.data if kind == "param" else state[kind]).view(-1), non_blocking=True)
         if distributed.on_gpu():
             torch.cuda.synchronize()
-        if not math.isfinite(float(torch.stack(sums).sum())):
-            # Some value is not finite, or a sum is too large, or it is in the padding between parameters.
-            for name in self._where:
-                for kind in KINDS:
-                    check_finite(name, kind, self._own(name, kind))
 
     def _own(self, name: str, kind: str) -> torch.Tensor:
         """What this rank holds of a tensor, flat."""
@@ -121,16 +109,3 @@ def _wait(works: list[dist.Work | None]) -> None:
         # None on a rank outside of the group.
         if work is not None:
             work.wait()
-
-
-def _copy(target: torch.Tensor, source: torch.Tensor) -> list[torch.Tensor]:
-    """Copies `source`; returns sums that are finite only where all of it is."""
-    source = source.view(-1)
-    if source.device.type != "cpu":
-        target.copy_(source, non_blocking=True)
-        return [source.sum()]
-    sums = []
-    for part, values in zip(target.split(_CHUNK), source.split(_CHUNK), strict=True):
-        part.copy_(values)
-        sums.append(part.sum())
-    return sums

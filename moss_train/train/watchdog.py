@@ -240,7 +240,7 @@ class Watchdog:
             if self._ending.is_set():
                 continue
             self._look_at_local_peers()
-            since, doing = min(self._beat, self._aside)
+            since, doing = self._longest_silence()
             if now - since > self._hang_seconds:
                 self._publish(
                     LostRankError.exit_code,
@@ -250,6 +250,10 @@ class Watchdog:
                 )
             if self._pending is not None and now > self._pending[2]:
                 self._publish(self._pending[0], self._pending[1])
+
+    def _longest_silence(self) -> tuple[float, str]:
+        """When this rank last gave a sign, in training or beside it, whichever was silent longer; and what it was doing."""
+        return min(self._beat, self._aside)
 
     def _look_at_local_peers(self) -> None:
         for rank, pid in self._local_peers.items():
