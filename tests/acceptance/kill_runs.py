@@ -138,7 +138,9 @@ class Campaign:
         while self.kills < kills:
             self.kill(in_save=self.beside or self.random.random() < 0.45)
         while self.run_dir.exists():
-            assert self.start(self.run_dir, []).wait(120) == [0, 0]
+            ranks = self.start(self.run_dir, [])
+            codes = ranks.wait(120)
+            assert codes == [0, 0], f"exit codes {codes}\n{ranks.output[-3000:]}"
             self.finish()
         return {
             "kills": self.kills,
