@@ -23,6 +23,7 @@ ALLOWED = {
     "pretrain": {"config", "model", "data", "train", "artifacts", "inference", "evaluate"},
     "sft": {"config", "model", "data", "train", "artifacts", "inference", "evaluate"},
     "pm": {"config", "model", "data", "train", "artifacts", "inference", "evaluate"},
+    "benchmark": {"config", "model", "data", "train", "artifacts"},
     "cli": {"model", "data", "train", "artifacts", "inference", "evaluate", "pretrain", "sft", "pm", "config"},
 }
 # (importer, package) -> the modules of that package which are open to it, with their parts, such as `lineage_*`.
