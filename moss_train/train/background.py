@@ -59,16 +59,19 @@ class Background:
             DiskFullError: There is no room. CheckpointError: The place cannot be written. What was there before is untouched.
         """
         main = distributed.rank() == 0
-        if main and not self._companions:
-            self._companions = _read_companions(content.write_companions)
         partial = checkpoint.begin(self._run, content)
         try:
-            self._run.together(self._snapshot.take)
+            self._run.together(lambda: self._take(content))
         except BaseException:
             if main:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         return Writing(self._run, self._snapshot, partial, replace(content, write_companions=self._write_companions), then)
+
+    def _take(self, content: Content) -> None:
+        if distributed.rank() == 0 and not self._companions:
+            self._companions = _read_companions(content.write_companions)
+        self._snapshot.take()
 
     def _write_companions(self, folder: Path) -> None:
         for name, data in self._companions.items():

@@ -33,11 +33,6 @@ class Snapshot:
         self._engine = engine
         self._group = distributed.background_group()
         self._flats = sharding.flat_tensors(engine)
-        self._copies: list[dict[str, torch.Tensor]] = [
-            # Filled, so that the pages are there before the first save.
-            {kind: torch.zeros(flat.numel(), dtype=torch.float32, pin_memory=distributed.on_gpu()) for kind in KINDS}
-            for flat in self._flats
-        ]
         self._shapes = sharding.trained_shapes(engine)
         self._where: dict[str, tuple[int, slice]] = {}
         number_of = {id(flat): number for number, flat in enumerate(self._flats)}
@@ -52,6 +47,12 @@ class Snapshot:
             found = sum(part[name][1] for part in self._held if name in part)
             if found != math.prod(shape):
                 raise RuntimeError(f"all ranks together hold {found} of the {math.prod(shape)} elements of {name}")
+        # After the collectives: a rank without memory then fails where the others hear of it.
+        self._copies: list[dict[str, torch.Tensor]] = [
+            # Filled, so that the pages are there before the first save.
+            {kind: torch.zeros(flat.numel(), dtype=torch.float32, pin_memory=distributed.on_gpu()) for kind in KINDS}
+            for flat in self._flats
+        ]
 
     def take(self) -> None:
         """Copies the state as it is now. Whether it is finite is looked at when it is written: that takes a third as long as the copy."""
