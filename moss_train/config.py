@@ -269,6 +269,8 @@ class TrainConfig:
     """Steps between checkpoints; 0 saves at the end only. A request to stop saves too."""
     keep: int = 2
     """Good checkpoints to keep, the newest ones; each takes 12 bytes a parameter. 0 saves none: nothing can be gone on with."""
+    async_save: bool = False
+    """Write checkpoints while training goes on: a step waits for a copy in the host's memory, of 12 bytes a parameter over all ranks."""
     spike_sigmas: float = 6.0
     """A step whose loss is this many standard deviations above that of the 128 before does not change the weights; 0: never."""
     z_loss: float = 0.0

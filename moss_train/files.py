@@ -10,11 +10,13 @@ import fcntl
 import glob
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,11 @@ TRASH_PREFIX = ".trash-"
 """Directories on their way out; whoever finds one may finish the removal."""
 
 _PIECE = 16 * 2**20
+_LARGE = 2**20
+"""Bytes from which a thread, and a way past the page cache, are worth it."""
+_DIRECT_PIECE = 4 * 2**20
+_BLOCK = 4096
+"""A multiple of every disk's block."""
 
 
 @dataclass(frozen=True)
@@ -36,40 +43,96 @@ class FileEntry:
 class HashedFile:
     """A new file that is hashed as it is written, so that no byte has to be read again.
 
+    Large content is hashed in a thread of its own while it is written, and goes past the page cache: filling pages that nobody reads takes
+    as much of a core as sha256, which takes as long as a good disk.
+
     Args:
         path: Must not exist.
     """
 
     def __init__(self, path: Path):
         self._file = path.open("xb", buffering=0)
+        self._path = path
         self._digest = hashlib.sha256()
         self._bytes = 0
+        self._hashing: ThreadPoolExecutor | None = None
+        self._direct: int | None = None
+        """Descriptor that goes past the page cache, once there was something large; -1 where the file system has none."""
+        self._aligned: mmap.mmap | None = None
 
     def write(self, data: bytes | memoryview) -> None:
-        """Appends `data`.
+        """Appends `data`, which is not needed any more on return.
 
         Raises:
             OSError: It did not fit; the file is incomplete.
         """
         view = memoryview(data).cast("B")
+        if len(view) < _LARGE:
+            self._digest.update(view)
+            self._write_cached(view)
+            return
+        self._hashing = self._hashing or ThreadPoolExecutor(1, "sha256")
+        hashed = self._hashing.submit(self._digest.update, view)
+        try:
+            # Direct writes begin and end at whole blocks; a page is written in one way only.
+            first = -self._bytes % _BLOCK
+            self._write_cached(view[:first])
+            done = first + self._write_direct(view[first : first + (len(view) - first) // _BLOCK * _BLOCK])
+            self._write_cached(view[done:])
+        finally:
+            hashed.result()
+
+    def _write_cached(self, view: memoryview) -> None:
         for start in range(0, len(view), _PIECE):
             piece = view[start : start + _PIECE]
-            self._digest.update(piece)
             while len(piece):
                 written = write_piece(self._file.fileno(), piece)
                 self._bytes += written
                 piece = piece[written:]
+
+    def _write_direct(self, view: memoryview) -> int:
+        """Writes whole blocks past the page cache; returns how many bytes, fewer than all where the file system does not go on with it."""
+        if self._direct is None:
+            try:
+                self._direct = os.open(self._path, os.O_WRONLY | os.O_DIRECT)
+                self._aligned = mmap.mmap(-1, _DIRECT_PIECE)
+            except OSError:
+                self._direct = -1
+        if self._direct < 0 or self._aligned is None:
+            return 0
+        os.lseek(self._direct, self._bytes, os.SEEK_SET)
+        done = 0
+        with memoryview(self._aligned) as buffer:
+            while done < len(view) and done % _BLOCK == 0:
+                size = min(_DIRECT_PIECE, len(view) - done)
+                buffer[:size] = view[done : done + size]
+                try:
+                    done += write_piece(self._direct, buffer[:size])
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    os.close(self._direct)
+                    self._direct = -1
+                    break
+        self._bytes += done
+        os.lseek(self._file.fileno(), self._bytes, os.SEEK_SET)
+        return done
 
     def close(self) -> FileEntry:
         """Waits until the content is on disk, and says what it is."""
         try:
             sync(self._file.fileno())
         finally:
-            self._file.close()
+            self.abandon()
         return FileEntry(self._bytes, self._digest.hexdigest())
 
     def abandon(self) -> None:
         """Closes a file that will not be used."""
+        if self._hashing is not None:
+            self._hashing.shutdown()
+        if self._direct is not None and self._direct >= 0:
+            os.close(self._direct)
+        self._direct, self._aligned = -1, None
         self._file.close()
 
 

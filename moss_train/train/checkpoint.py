@@ -9,7 +9,8 @@
       lineage.json, MANIFEST.json       see artifacts/lineage.py and train/manifest.py
 
 Parameters are dealt out over ranks; each rank streams its files to the disk while they are gathered, one tensor at a time, hashing as it
-goes. On resuming a rank reads only the slices that it will hold, under any number of ranks and any ZeRO stage.
+goes; `train/background.py` does so from a copy, while training goes on. On resuming a rank reads only the slices that it will hold, under
+any number of ranks and any ZeRO stage.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial as bound
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ from moss_train.train import shards as sharding
 from moss_train.train.manifest import DamagedError, Manifest
 from moss_train.train.run import Run
 from moss_train.train.shards import MOMENTS
-from moss_train.train.tensors import PARTS, TensorFile, TensorReader, deal, index_name, tensor_name
+from moss_train.train.tensors import PARTS, Shapes, TensorFiles, TensorReader, deal, index_name, tensor_name
 
 STATE_NAME = "state.json"
 
@@ -81,55 +83,113 @@ class Saved:
     state: RunState
 
 
-def save(
-    run: Run,
-    engine: Any,
-    state: RunState,
-    record: lineage.Lineage,
-    write_tokenizer: Callable[[Path], Any],
-    verified: manifests.Verified,
-) -> tuple[Path, str]:
-    """Writes and commits the checkpoint of the step `state.step`. A collective.
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint holds beside tensors, as it is at its step: training may go on while it is written."""
+
+    step: int
+    shapes: Shapes
+    """Of every parameter that trains."""
+    state: bytes
+    """state.json."""
+    manifest: Manifest
+    """Without files."""
+    record: lineage.Lineage
+    write_companions: Callable[[Path], Any]
+    """Writes config.json and the tokenizer's files into a directory."""
+
+    @property
+    def bytes_needed(self) -> int:
+        """Of the disk, by the tensors."""
+        return 12 * sum(math.prod(shape) for shape in self.shapes.values())
+
+
+def content_of(engine: Any, state: RunState, record: lineage.Lineage, write_tokenizer: Callable[[Path], Any]) -> Content:
+    """What the checkpoint of `state.step` holds beside tensors.
 
     Args:
-        run: The open run; the checkpoint goes into its directory.
         engine: From `engine.initialize`.
         state: Its `trained`, `frozen`, `adam_step` and `saved_by` are filled in here.
-        record: Lineage of the checkpoint; files and id are filled in.
+        record: Lineage of the checkpoint; files and id are filled in when it is written.
         write_tokenizer: Writes the tokenizer's files into a directory.
-        verified: Told of the new checkpoint.
-
-    Returns:
-        The checkpoint's directory, and its lineage id on rank 0 (empty elsewhere).
-
-    Raises:
-        DiskFullError: No space left. NonFiniteError: The state holds a value that is not finite. CheckpointError: The place cannot be
-            written. In all cases nothing was committed, what was there before is untouched, and what was written is removed.
     """
     shapes = sharding.trained_shapes(engine)
     state.trained = {name: list(shape) for name, shape in shapes.items()}
     state.frozen = sharding.frozen_names(engine)
     state.adam_step = sharding.adam_step(engine)
     state.saved_by = distributed.computed_by(engine)
+    text = json.dumps(asdict(state), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    fingerprints = {"identity": lineage.hash_value(state.identity), "data": str(state.identity.get("data"))}
+    manifest = Manifest(state.run_id, state.step, state.samples, fingerprints, {})
+    config = copy.deepcopy(engine.module.config)
+    config.architectures, config.dtype = ["CodeGenForCausalLM"], torch.float32
+
+    def write_companions(folder: Path) -> None:
+        config.save_pretrained(folder)
+        write_tokenizer(folder)
+
+    return Content(state.step, shapes, text.encode(), manifest, record, write_companions)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint that was just committed.
+
+    Attributes:
+        path: Its directory.
+        id: Of its lineage; empty on other ranks than 0.
+        bytes: Of all its files; 0 on other ranks than 0.
+    """
+
+    path: Path
+    id: str = ""
+    bytes: int = 0
+
+
+def save(run: Run, engine: Any, content: Content) -> Written:
+    """Writes and commits a checkpoint. A collective.
+
+    Raises:
+        DiskFullError: No space left. NonFiniteError: The state holds a value that is not finite. CheckpointError: The place cannot be
+            written. In all cases nothing was committed, what was there before is untouched, and what was written is removed.
+    """
     main = distributed.rank() == 0
-    folder = run.checkpoints
-    partial = folder / f"{manifests.step_name(state.step)}.tmp-{distributed.gather(uuid.uuid4().hex[:12])[0]}"
-    needed = 12 * sum(math.prod(shape) for shape in shapes.values())
+    partial = begin(run, content)
     try:
-        run.together(lambda: _prepare(partial, needed) if main else None)
-        own = run.together(lambda: _translated(partial, lambda: _write_tensors(engine, shapes, partial, run.beat)))
+        state = distributed.full_state(engine)
+        own = run.together(
+            lambda: translated(
+                partial, lambda: write_tensors(state, content.shapes, TensorFiles(partial), lambda name: run.beat(f"saving {name}"))
+            )
+        )
         run.rest("committing a checkpoint")
         entries = {name: entry for part in distributed.gather(own) for name, entry in part.items()}
         return run.together(
             lambda: (
-                _translated(partial, lambda: _commit(partial, engine, state, record, entries, write_tokenizer, verified))
+                translated(partial, lambda: commit(partial, content, entries, run.verified))
                 if main
-                else (partial.with_name(manifests.step_name(state.step)), "")
+                else Written(partial.with_name(manifests.step_name(content.step)))
             )
         )
     finally:
         if main:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def begin(run: Run, content: Content) -> Path:
+    """Makes the directory that a checkpoint is written in, the same for all ranks. A collective.
+
+    Raises:
+        DiskFullError: There is no room. CheckpointError: The place cannot be written.
+    """
+    partial = run.checkpoints / f"{manifests.step_name(content.step)}.tmp-{distributed.gather(uuid.uuid4().hex[:12])[0]}"
+    try:
+        run.together(lambda: _prepare(partial, content.bytes_needed) if distributed.rank() == 0 else None)
+    except BaseException:
+        if distributed.rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return partial
 
 
 def _prepare(partial: Path, needed: int) -> None:
@@ -143,10 +203,10 @@ def _prepare(partial: Path, needed: int) -> None:
                 "the same command again"
             )
 
-    _translated(partial, make)
+    translated(partial, make)
 
 
-def _translated(partial: Path, work: Callable[[], Any]) -> Any:
+def translated(partial: Path, work: Callable[[], Any]) -> Any:
     """Runs `work`; what a disk refuses becomes an error that says where and what to do."""
     try:
         return work()
@@ -162,86 +222,92 @@ def _translated(partial: Path, work: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _write_tensors(engine: Any, shapes: dict[str, tuple[int, ...]], partial: Path, beat: Callable[[str], None]) -> dict[str, FileEntry]:
-    """Streams this rank's share to its files. Gathering is a collective, so it goes on to its end whatever fails here."""
+State = Iterable[tuple[str, str, torch.Tensor]]
+"""(name, kind, whole tensor) of what trains, in the order of the model; a rank may be given its own share alone."""
+
+
+def write_tensors(state: State, shapes: Shapes, tensor_files: TensorFiles, say: Callable[[str], None]) -> dict[str, FileEntry]:
+    """Streams this rank's share to its files. Getting the tensors is a collective, so it goes on to its end whatever fails here.
+
+    Args:
+        state: Tensors that do not change until they are written.
+        shapes: Of all parameters that train.
+        tensor_files: Where they go.
+        say: Told the name of each parameter.
+    """
     numbers: dict[str, int] = {}
     names_of: dict[int, list[str]] = {}
     for number, (rank, names) in enumerate(deal(shapes, distributed.world_size()), 1):
         if rank == distributed.rank():
             numbers |= dict.fromkeys(names, number)
             names_of[number] = names
-    opened: dict[str, TensorFile] = {}
-    entries: dict[str, FileEntry] = {}
-    failure: BaseException | None = None
-    for name, kind, tensor in distributed.full_state(engine):
-        beat(f"saving {name}")
-        if failure is not None or name not in numbers:
-            continue
-        try:
-            _check_finite(name, kind, tensor)
-            file_name = f"{PARTS[kind]}-{numbers[name]:05d}.safetensors"
-            if file_name not in opened:
-                kinds = ["param"] if kind == "param" else list(MOMENTS)
-                held = {tensor_name(n, k): shapes[n] for n in names_of[numbers[name]] for k in kinds}
-                opened[file_name] = TensorFile(partial / file_name, held)
-            opened[file_name].add(tensor_name(name, kind), tensor)
-            if opened[file_name].complete:
-                entries[file_name] = opened.pop(file_name).close()
-        except Exception as error:
-            failure = error
-    for left in opened.values():
-        left.abandon()
-    if failure is not None:
-        raise failure
-    return entries
+    failure: Exception | None = None
+    try:
+        for name, kind, tensor in state:
+            say(name)
+            if failure is not None or name not in numbers:
+                continue
+            number = numbers[name]
+            held = bound(_held, shapes, names_of[number], ["param"] if kind == "param" else list(MOMENTS))
+            try:
+                check_finite(name, kind, tensor)
+                tensor_files.add(f"{PARTS[kind]}-{number:05d}.safetensors", held, tensor_name(name, kind), tensor)
+            except Exception as error:
+                failure = error
+        if failure is not None:
+            raise failure
+        return tensor_files.finish()
+    except BaseException:
+        tensor_files.abandon()
+        raise
 
 
-def _check_finite(name: str, kind: str, tensor: torch.Tensor) -> None:
-    if not bool(torch.isfinite(tensor).all()):
+def _held(shapes: Shapes, names: list[str], kinds: list[str]) -> Shapes:
+    return {tensor_name(name, kind): shapes[name] for name in names for kind in kinds}
+
+
+def check_finite(name: str, kind: str, tensor: torch.Tensor) -> None:
+    """Refuses values that are nan or infinite.
+
+    Raises:
+        NonFiniteError: Naming the parameter.
+    """
+    if not sharding.is_finite(tensor):
         what = "the parameter" if kind == "param" else f"AdamW's {kind} of"
         raise NonFiniteError(f"{what} {name} has values that are not finite; such a state is not saved. The checkpoints before it are")
 
 
-def _commit(
-    partial: Path,
-    engine: Any,
-    state: RunState,
-    record: lineage.Lineage,
-    entries: dict[str, FileEntry],
-    write_tokenizer: Callable[[Path], Any],
-    verified: manifests.Verified,
-) -> tuple[Path, str]:
-    """Rank 0's part: everything beside the tensors, the manifest, the name."""
-    shapes = {name: tuple(shape) for name, shape in state.trained.items()}
+def commit(partial: Path, content: Content, entries: dict[str, FileEntry], verified: manifests.Verified) -> Written:
+    """Rank 0's part: everything beside the tensors, the manifest, the name.
+
+    Args:
+        partial: Holds the tensor files. content: The rest. entries: Of the tensor files of all ranks.
+        verified: Told of the new checkpoint.
+    """
     for kinds, stem in ((("param",), "model"), (MOMENTS, "optimizer")):
         weight_map = {
             tensor_name(name, kind): f"{stem}-{number:05d}.safetensors"
-            for number, (_, names) in enumerate(deal(shapes, distributed.world_size()), 1)
+            for number, (_, names) in enumerate(deal(content.shapes, distributed.world_size()), 1)
             for name in names
             for kind in kinds
         }
-        index = {"metadata": {"total_size": 4 * len(kinds) * sum(map(math.prod, shapes.values()))}, "weight_map": weight_map}
-        content = json.dumps(index, indent=1, sort_keys=True) + "\n"
-        entries[index_name(stem)] = files.write_new(partial / index_name(stem), content.encode())
-    config = copy.deepcopy(engine.module.config)
-    config.architectures, config.dtype = ["CodeGenForCausalLM"], torch.float32
-    config.save_pretrained(partial)
-    write_tokenizer(partial)
-    content = json.dumps(asdict(state), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    entries[STATE_NAME] = files.write_new(partial / STATE_NAME, content.encode())
+        index = {"metadata": {"total_size": 4 * len(kinds) * sum(map(math.prod, content.shapes.values()))}, "weight_map": weight_map}
+        text = json.dumps(index, indent=1, sort_keys=True) + "\n"
+        entries[index_name(stem)] = files.write_new(partial / index_name(stem), text.encode())
+    content.write_companions(partial)
+    entries[STATE_NAME] = files.write_new(partial / STATE_NAME, content.state)
     for path in sorted(partial.iterdir()):
         if path.name not in entries:
             files.sync_file(path)
             entries[path.name] = files.hash_file(path)
-    identity = lineage.write(partial, record, {name: asdict(entry) for name, entry in entries.items()})
+    identity = lineage.write(partial, content.record, {name: asdict(entry) for name, entry in entries.items()})
     files.sync_file(partial / lineage.FILE_NAME)
     entries[lineage.FILE_NAME] = files.hash_file(partial / lineage.FILE_NAME)
-    fingerprints = {"identity": lineage.hash_value(state.identity), "data": str(state.identity.get("data"))}
-    manifest = Manifest(state.run_id, state.step, state.samples, fingerprints, entries)
-    target = manifests.commit(partial, manifest)
-    verified.remember(target, manifests.read_manifest(target))
+    target = manifests.commit(partial, replace(content.manifest, files=entries))
+    manifest = manifests.read_manifest(target)
+    verified.remember(target, manifest)
     # Where a good checkpoint of this step was there already, it stays.
-    return target, str((lineage.read(target) or {}).get("id", identity))
+    return Written(target, str((lineage.read(target) or {}).get("id", identity)), manifest.total_bytes)
 
 
 def find(run: Run, verified: manifests.Verified) -> Saved | None:

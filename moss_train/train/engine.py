@@ -10,6 +10,7 @@ import contextlib
 import gc
 import hashlib
 import logging
+import math
 import os
 import socket
 import sys
@@ -29,13 +30,16 @@ from moss_train.train.build_locks import remove_stale_build_locks
 from moss_train.train.config import is_auto
 from moss_train.train.optim import parameter_groups
 from moss_train.train.resident import give_back, load_libraries, map_large_blocks
-from moss_train.train.shards import MOMENTS, flat_tensors, optimizer_state
+from moss_train.train.shards import MOMENTS, flat_tensors, optimizer_state, shards
 
 _log = logging.getLogger(__name__)
 
 TIMEOUT_MINUTES = 30
 _TOLD_AT_ONCE = 2**20
 """Characters of one value in torch's store, which refuses more than 8 MiB."""
+_TIMEOUT = [timedelta(minutes=TIMEOUT_MINUTES)]
+"""Longest time in a collective; the last one counts."""
+_BACKGROUND_GROUP: list[Any] = []
 _HF_DEEPSPEED_CONFIG: list[Any] = []
 """Keeps transformers' weak reference to the DeepSpeed configuration alive while models are built."""
 
@@ -66,6 +70,7 @@ def start(timeout_seconds: float = 0.0) -> None:
     if on_gpu():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     timeout = timedelta(seconds=max(60 * TIMEOUT_MINUTES, timeout_seconds))
+    _TIMEOUT.append(timeout)
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu() else "gloo", timeout=timeout, verbose=False)
     dist.barrier()
     _unlink_shared_memory()
@@ -88,6 +93,7 @@ def stop() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+        _BACKGROUND_GROUP.clear()
 
 
 def rank() -> int:
@@ -122,6 +128,14 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def background_group() -> Any:
+    """A gloo process group of all ranks, for threads beside training: collectives of two threads on one group would mix. Made once, by a
+    collective of the main threads; None on one rank."""
+    if world_size() > 1 and not _BACKGROUND_GROUP:
+        _BACKGROUND_GROUP.append(dist.new_group(backend="gloo", timeout=_TIMEOUT[-1]))
+    return _BACKGROUND_GROUP[0] if _BACKGROUND_GROUP else None
 
 
 def tell(key: str, value: str) -> None:
@@ -248,10 +262,14 @@ def full_parameters(engine: Any, master_weights: bool = False) -> Iterator[tuple
 def full_state(engine: Any) -> Iterator[tuple[str, str, torch.Tensor]]:
     """Every trained parameter's float32 values and moments, whole, as (name, kind, tensor) with the kinds `param` and `MOMENTS`.
 
-    The tensor is where the engine computes, and is this rank's to use until the next one is asked for. A collective: every rank must run it
-    to the end.
+    The tensor is where the engine computes; it does not change before the next step, and is not to be changed. A collective: every rank
+    must run it to the end.
     """
     _deepspeed()
+    if world_size() == 1:
+        # There is nothing to gather, and a copy costs as much as half of the hashing.
+        yield from _own_state(engine)
+        return
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     optimizer = engine.optimizer
@@ -266,6 +284,17 @@ def full_state(engine: Any) -> Iterator[tuple[str, str, torch.Tensor]]:
             yield name, "param", safe_get_full_fp32_param(parameter)
             for kind in MOMENTS:
                 yield name, kind, safe_get_full_optimizer_state(parameter, kind)
+
+
+def _own_state(engine: Any) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """`full_state` of one rank, which holds everything."""
+    for shard in shards(engine):
+        if shard.flat is None or shard.count != math.prod(shard.shape):
+            raise RuntimeError(f"the only rank holds {shard.count} of {math.prod(shard.shape)} elements of {shard.name}")
+        held = slice(shard.offset, shard.offset + shard.count)
+        yield shard.name, "param", shard.flat.data[held].view(shard.shape)
+        for kind in MOMENTS:
+            yield shard.name, kind, optimizer_state(engine, shard.flat)[kind][held].view(shard.shape)
 
 
 def computed_by(engine: Any) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def setup_of(config: StageConfig, model_config: Any, seq_len: int, world_size: i
         widens=widens,
         chunk_tokens=chunk_size(model_config.vocab_size, "cuda" if is_cuda else "cpu", is_narrow),
         communication=config.deepspeed.get("communication_data_type"),
+        async_save=config.train.async_save and config.train.keep > 0,
     )
 
 

@@ -112,13 +112,17 @@ class Actions:
     evaluate: Callable[[], None]
     """Evaluates on validation data and reports it. A collective; raises StopAskedError."""
     save: Callable[[], None]
-    """Commits a checkpoint of the progress, unless that step has one. A collective."""
+    """Commits a checkpoint of the progress, or begins to, unless that step has one. A collective."""
     report: Callable[[StepReport], None]
     """Told of every step, before it is saved: what is saved has been reported."""
     stop_asked: Callable[[], bool]
     """Whether this rank was asked to stop."""
     beat: Callable[[str], None]
     """Told what is being done: the sign that the run makes progress."""
+    is_writing: Callable[[], bool] = lambda: False
+    """Whether this rank is still writing what it began to save."""
+    settle: Callable[[], None] = lambda: None
+    """Called when no rank is: ends a save that was begun, if there is one, or raises what became of it. A collective."""
 
 
 class NonFiniteStepError(Exception):
@@ -155,8 +159,12 @@ def fit(engine: Any, batches_from: Callable[[int], Sequence[Batch]], plan: Plan,
         started = time.perf_counter()
         step = progress.step
         batches = batches_from(progress.samples)
-        sums = [sum(b.weight for b in batches), sum(b.tokens for b in batches), float(actions.stop_asked())]
-        weight, tokens, stopping = distributed.all_reduce_sum(sums)
+        flags = [float(actions.stop_asked()), float(actions.is_writing())]
+        weight, tokens, stopping, writing = distributed.all_reduce_sum(
+            [sum(b.weight for b in batches), sum(b.tokens for b in batches), *flags]
+        )
+        if not writing:
+            actions.settle()
         if stopping or (plan.stop_after is not None and step >= plan.stop_after):
             actions.save()
             return False

@@ -39,6 +39,8 @@ _ROWS_PER_PRODUCT = 16384
 """Of `model.loss`, on CUDA."""
 _LOGITS_PER_BLOCK = 2**19
 """Of `model.loss`, on a CPU."""
+AHEAD_BYTES = 128 * 2**20
+"""Of `train.tensors`."""
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -60,6 +62,7 @@ class Setup:
         widens: Whether bfloat16 is multiplied in float32 (`model.linear.widens`).
         chunk_tokens: C, from `model.loss.chunk_size`.
         communication: Format in which gradients travel, DeepSpeed's `communication_data_type`; by default the model's.
+        async_save: Whether a copy of the state is kept, from which checkpoints are written (`train.snapshot`).
     """
 
     shapes: dict[str, tuple[int, ...]] = field(repr=False)
@@ -83,6 +86,7 @@ class Setup:
     widens: bool
     chunk_tokens: int
     communication: str | None = None
+    async_save: bool = False
 
     def count(self, names: frozenset[str] | None = None) -> int:
         """Parameters in all, or of these names."""
@@ -159,7 +163,7 @@ class Moment:
     items: tuple[Item, ...]
 
     def total(self, on_host: bool = False) -> float:
-        """Bytes of the tensors on the device, or those that offloading puts on the host."""
+        """Bytes of the tensors on the device, or those that are put on the host."""
         return sum(item.bytes for item in self.items if item.on_host is on_host)
 
     def small(self) -> float:
@@ -175,7 +179,7 @@ class Memory:
         moments: Of a step, from the second on (the first has no optimizer state yet).
         peak: The moment that decides. peak_bytes: On the device; on the CPU, growth of resident memory.
         kept: Of `peak_bytes`, freed blocks that the allocator still holds at the peak.
-        host_bytes: On the host, by offloading, where that is another memory.
+        host_bytes: On the host, by offloading and by `train.async_save`, where that is another memory.
     """
 
     moments: tuple[Moment, ...]
@@ -201,7 +205,7 @@ def predict(setup: Setup) -> Memory:
     if setup.is_cuda:
         peak = max(moments, key=Moment.total)
         return Memory(moments, peak, peak.total(), 0.0, max(moment.total(on_host=True) for moment in moments))
-    # On the CPU, what is offloaded is in the same memory.
+    # On the CPU, what is on the host is in the same memory.
     small = max(moment.small() for moment in moments)
     peak = max(moments, key=lambda moment: moment.total() + moment.total(on_host=True) - moment.small())
     kept = small - peak.small()
@@ -295,18 +299,19 @@ def _moments(setup: Setup) -> list[Moment]:
     kept, again = activations(setup)
     head = setup.width * setup.vocab_size * (setup.hidden_size + 1) if "lm_head.weight" in setup.shapes else 0
     head_gradient = Item("gradients, one parameter", head, head)
-    held = [*zero.always(), *zero.between_micro_batches()]
+    always = [*zero.always(), *zero.snapshot()]
+    held = [*always, *zero.between_micro_batches()]
     whole, gathering = zero.gathered(), zero.gathering()
     inside = [*again, *block_backward(setup)]
-    after = [*zero.always(), *zero.reduced()]
+    after = [*always, *zero.reduced()]
     return [
         Moment("forward, gathering", (*held, *zero.in_flight())),
         Moment("loss", (*held, *whole, *kept, *loss_items(setup))),
         Moment("backward, last block", (*held, *whole, *gathering, *kept, *inside, head_gradient)),
         # All other blocks have been through: their activations are gone, their gradients are there.
-        Moment("backward, embedding", (*zero.always(), *zero.gradients(), *whole, head_gradient)),
-        Moment("reduction", (*zero.always(), *zero.reduction())),
+        Moment("backward, embedding", (*always, *zero.gradients(), *whole, head_gradient)),
+        Moment("reduction", (*always, *zero.reduction())),
         Moment("gradient norm", (*after, *zero.norm())),
         Moment("update", (*after, *zero.update())),
-        Moment("gathering the new weights", (*zero.always(), *zero.weights_gathering())),
+        Moment("gathering the new weights", (*always, *zero.weights_gathering())),
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from moss_train.train.memory import (
+    AHEAD_BYTES,
     BYTES,
     FALLBACK_BUCKET,
     LIVE_PARAMETERS,
@@ -23,6 +24,7 @@ from moss_train.train.resident import MAPPED_FROM
 
 PARAMETERS, GRADIENTS, STATE, BUFFERS = "parameters", "gradients", "optimizer state", "DeepSpeed buffers"
 HPZ_COPY = "parameters, hpZ's copy"
+COPY = "copy for checkpoints"
 
 
 class Zero:
@@ -77,6 +79,16 @@ class Zero:
         # The contiguous bucket lives as long as the engine; on the CPU, pages that were never written take nothing.
         bucket = self.width * self.bucket_allocated()
         return [*items, Item(BUFFERS, bucket, bucket)] if setup.zero.get("contiguous_gradients", True) else items
+
+    def snapshot(self) -> list[Item]:
+        """`train.async_save`: the copy of this rank's part (`train.snapshot`), and tensors from other ranks that wait for the disk."""
+        if not self.setup.async_save:
+            return []
+        copy, one = 12 * self.shard, 4 * self.setup.largest
+        items = [Item(COPY, copy, 4 * self.shard, True)]
+        if self.setup.world_size > 1:
+            items.append(Item(COPY, one + min(copy, max(one, AHEAD_BYTES)), one, True))
+        return items
 
     def threshold(self) -> int:
         """Parameters of at most so many elements stay whole on every rank."""

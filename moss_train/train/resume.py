@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -12,8 +13,11 @@ from moss_train.config import CHANGEABLE, StageConfig
 from moss_train.errors import ResumeError
 from moss_train.train import checkpoint, loop, manifest
 from moss_train.train import engine as distributed
+from moss_train.train.background import Background, Writing
 from moss_train.train.guard import SpikeGuard
 from moss_train.train.run import Run, plain
+
+_log = logging.getLogger("moss_train")
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,7 +116,14 @@ def say_what_rounds_otherwise(run: Run, engine: Any, saved: checkpoint.Saved) ->
 
 
 class Saver:
-    """Saves checkpoints of one run, one a step at most."""
+    """Saves checkpoints of one run, one a step at most; with `train.async_save` beside training, one at a time.
+
+    Made by a collective.
+
+    Attributes:
+        last_path: Of the newest one that is committed. last_id: Its lineage id; on rank 0.
+        report: Told the figures of each that was committed, on every rank.
+    """
 
     def __init__(
         self,
@@ -130,15 +141,35 @@ class Saver:
         self._run_id = saved.state.run_id if saved is not None else distributed.gather(uuid.uuid4().hex)[0]
         self.last_path: Path | None = saved.path if saved is not None else None
         self.last_id = str((lineage.read(saved.path) or {}).get("id")) if saved is not None else ""
+        self.report: Callable[[dict[str, float]], None] = lambda figures: None
         self._saved_step = progress.step if saved is not None else -1
+        self._background = run.together(lambda: Background(run, engine)) if config.train.async_save and self._keep else None
+        self._writing: Writing | None = None
+        self._paused = 0.0
+        """Seconds that training waited for the save under way."""
 
     def save(self) -> None:
-        """Commits a checkpoint of where the run is, and removes the ones that are too many."""
+        """Saves where the run is; ends the save before, if that is still under way. A collective."""
         if self._saved_step == self._progress.step or not self._keep:
             return
+        self.finish()
         started = time.perf_counter()
+        content = checkpoint.content_of(self._engine, self._state(), self._record(), self._data.write_tokenizer)
+        if self._background is not None:
+            self._writing = self._background.save(content, self._rotate)
+            self._paused = time.perf_counter() - started
+        else:
+            written = checkpoint.save(self._run, self._engine, content)
+            seconds = time.perf_counter() - started
+            self._run.rest("removing old checkpoints")
+            self._run.together(lambda: self._rotate() if distributed.rank() == 0 else None)
+            self._tell(content.step, written, seconds, time.perf_counter() - started)
+        self._saved_step = self._progress.step
+        self._run.beat("saved")
+
+    def _state(self) -> checkpoint.RunState:
         progress = self._progress
-        state = checkpoint.RunState(
+        return checkpoint.RunState(
             run_id=self._run_id,
             stage=self._run.stage,
             step=progress.step,
@@ -151,20 +182,61 @@ class Saver:
             recent_losses=progress.guard.recent,
             skipped_steps=progress.guard.skipped,
         )
-        self.last_path, self.last_id = checkpoint.save(
-            self._run, self._engine, state, self._record(), self._data.write_tokenizer, self._run.verified
-        )
-        self._saved_step = progress.step
-        self._run.log(f"saved {self.last_path} in {time.perf_counter() - started:.1f} s")
-        self._run.rest("removing old checkpoints")
-        self._run.together(self._rotate)
+
+    def is_writing(self) -> bool:
+        """Whether this rank does not know yet how the save under way ends."""
+        return self._writing is not None and not self._writing.is_done
+
+    def settle(self) -> None:
+        """Ends the save under way, if there is one. A collective, for when no rank `is_writing`; what failed is raised on all ranks."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        written = self._run.together(writing.result)
+        self._tell(writing.step, written, writing.seconds, self._paused)
+
+    def finish(self) -> None:
+        """Waits for the save under way, if there is one, and ends it. A collective."""
+        if self._writing is None:
+            return
+        started = time.perf_counter()
+        # Outside of a collective, which has a time-out. The threads that write have a limit of their own.
+        self._run.rest(f"waiting for the checkpoint of step {self._writing.step}")
+        self._writing.wait()
+        self._paused += time.perf_counter() - started
+        self.settle()
         self._run.beat("saved")
 
+    def leave(self) -> None:
+        """Before this rank ends by an error: lets the save under way come to its end. Not a collective."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        self._run.rest(f"waiting for the checkpoint of step {writing.step}, before an error ends the run")
+        if (error := writing.wait_alone()) is None:
+            self._tell(writing.step, writing.result(), writing.seconds, self._paused)
+        else:
+            _log.warning(f"the checkpoint of step {writing.step} was not saved either: {error}")
+
+    def _tell(self, step: int, written: checkpoint.Written, seconds: float, paused: float) -> None:
+        """Takes note of a checkpoint that is committed."""
+        self.last_path, self.last_id = written.path, written.id
+        waited = f" (training waited {paused:.1f} s)" if self._background is not None else ""
+        self._run.log(f"saved {written.path} in {seconds:.1f} s{waited}")
+        self.report(
+            {
+                "checkpoint/step": float(step),
+                "checkpoint/pause_seconds": paused,
+                "checkpoint/write_seconds": seconds,
+                "checkpoint/bytes": float(written.bytes),
+            }
+        )
+
     def _rotate(self) -> None:
-        if distributed.rank() == 0:
-            try:
-                damaged = manifest.rotate(self._run.checkpoints, self._keep, self._run_id, self._run.verified)
-            except OSError as error:
-                damaged = [f"older checkpoints could not be removed: {error}"]
-            for line in damaged:
-                self._run.log(f"WARNING: {line}")
+        """Removes the ones that are too many. Rank 0's part."""
+        try:
+            damaged = manifest.rotate(self._run.checkpoints, self._keep, self._run_id, self._run.verified)
+        except OSError as error:
+            damaged = [f"older checkpoints could not be removed: {error}"]
+        for line in damaged:
+            self._run.log(f"WARNING: {line}")

@@ -77,6 +77,16 @@ class Run:
         if self.watchdog is not None:
             self.watchdog.rest(doing)
 
+    def beat_aside(self, doing: str) -> None:
+        """Tells that what is done beside training makes progress."""
+        if self.watchdog is not None:
+            self.watchdog.beat_aside(doing)
+
+    def rest_aside(self) -> None:
+        """Tells that nothing with a limit is done beside training."""
+        if self.watchdog is not None:
+            self.watchdog.rest_aside()
+
     @property
     def doing(self) -> str:
         """What this rank last said it was doing."""

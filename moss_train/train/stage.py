@@ -311,7 +311,12 @@ def _train(
         if tracker is not None:
             tracker.step(done, measured)
 
-    actions = loop.Actions(evaluate, saver.save, report, lambda: run.stop.reason is not None, run.beat)
+    def report_save(figures: dict[str, float]) -> None:
+        if tracker is not None:
+            tracker.figures(progress.step, figures)
+
+    saver.report = report_save
+    actions = loop.Actions(evaluate, saver.save, report, lambda: run.stop.reason is not None, run.beat, saver.is_writing, saver.settle)
     steps = loop.Plan(
         length.steps,
         config.train.global_batch_size,
@@ -334,11 +339,14 @@ def _train(
         elif resumed and tracker is not None:
             last.update(tracker.last_metrics)
         finished = loop.fit(engine, lambda first: data.batches(first, length.samples), steps, progress, actions)
+        saver.finish()
     except loop.StopAskedError:
         saver.save()
+        saver.finish()
     except loop.NonFiniteStepError as error:
         raise _name_records(error, plan, progress, data, length) from error
     finally:
+        saver.leave()
         if tracker is not None:
             tracker.close()
     if not finished:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,14 @@ from moss_train.files import FileEntry, HashedFile
 from moss_train.train.shards import MOMENTS
 
 MAX_FILE_BYTES = 4 * 10**9
+AHEAD_BYTES = 128 * 2**20
+"""Of gathered tensors that wait for the disk."""
 PARTS = {"param": "model", **dict.fromkeys(MOMENTS, "optimizer")}
 """Kind of state -> the files it is in."""
+
+
+Shapes = dict[str, tuple[int, ...]]
+"""Name -> shape."""
 
 
 def index_name(stem: str) -> str:
@@ -33,7 +41,7 @@ class TensorFile:
         tensors: Name -> shape, in the order in which they will come; all float32.
     """
 
-    def __init__(self, path: Path, tensors: dict[str, tuple[int, ...]]):
+    def __init__(self, path: Path, tensors: Shapes):
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name, shape in tensors.items():
@@ -72,7 +80,71 @@ class TensorFile:
         self._file.abandon()
 
 
-def deal(shapes: dict[str, tuple[int, ...]], ranks: int, max_file_bytes: int = MAX_FILE_BYTES) -> list[tuple[int, list[str]]]:
+class TensorFiles:
+    """Several tensor files written at once, each by a thread of its own: a file is hashed by one core, and there is more than one.
+
+    Args:
+        folder: Where they are.
+        ahead_bytes: Tensors that may wait for the disk before `add` waits for one; those of a caller that keeps them cost nothing.
+    """
+
+    def __init__(self, folder: Path, ahead_bytes: float = AHEAD_BYTES):
+        self._folder, self._ahead_bytes = folder, ahead_bytes
+        self._open: dict[str, tuple[TensorFile, ThreadPoolExecutor]] = {}
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._entries: dict[str, FileEntry] = {}
+        self._refused = False
+
+    def add(self, file_name: str, held: Callable[[], Shapes], name: str, tensor: torch.Tensor) -> None:
+        """Hands over the next tensor of a file; it must not change until it is written.
+
+        Args:
+            file_name: Of the file. held: What `TensorFile` takes, asked for at its first tensor.
+            name: Of the tensor. tensor: Float32; any device.
+
+        Raises:
+            OSError: This tensor or one before it was refused by the disk.
+        """
+        if file_name not in self._open:
+            self._open[file_name] = TensorFile(self._folder / file_name, held()), ThreadPoolExecutor(1, file_name)
+        values = tensor.detach().to("cpu", torch.float32).contiguous()
+        size = 4 * values.numel()
+        while self._waiting and sum(bytes_ for _, bytes_ in self._waiting) + size > self._ahead_bytes:
+            self._waiting.popleft()[0].result()
+        self._waiting.append((self._open[file_name][1].submit(self._write, file_name, name, values), size))
+
+    def _write(self, file_name: str, name: str, values: torch.Tensor) -> None:
+        if self._refused:
+            return
+        file = self._open[file_name][0]
+        try:
+            file.add(name, values)
+            if file.complete:
+                self._entries[file_name] = file.close()
+        except BaseException:
+            self._refused = True
+            raise
+
+    def finish(self) -> dict[str, FileEntry]:
+        """Waits until all is on disk; returns what each file is.
+
+        Raises:
+            OSError: The disk refused something.
+        """
+        while self._waiting:
+            self._waiting.popleft()[0].result()
+        for _, thread in self._open.values():
+            thread.shutdown()
+        return dict(self._entries)
+
+    def abandon(self) -> None:
+        """Stops writing, and closes files that will not be used."""
+        for file, thread in self._open.values():
+            thread.shutdown(cancel_futures=True)
+            file.abandon()
+
+
+def deal(shapes: Shapes, ranks: int, max_file_bytes: int = MAX_FILE_BYTES) -> list[tuple[int, list[str]]]:
     """Which rank writes which parameters: a list of files in order, each as (rank, names).
 
     Each parameter goes to the rank with the least to write so far, and a rank begins a new file when one is full.

@@ -135,6 +135,10 @@ class Tracker:
         self._write(step, {f"eval/{name}": value for name, value in metrics.items()})
         _log.info(f"eval {step}/{self.total_steps} | " + " | ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
+    def figures(self, step: int, figures: dict[str, float]) -> None:
+        """Reports figures that belong to no step's training, in metrics.jsonl alone."""
+        self._write(step, figures)
+
     def has_evaluation(self, step: int) -> bool:
         """Whether metrics.jsonl had an evaluation of this step when the run was resumed."""
         return any(event["step"] == step and any(name.startswith("eval/") for name in event) for event in self._earlier)

@@ -5,7 +5,8 @@ talks to a small store which rank 0 hosts, and one that draws the conclusions an
 
 - a rank that fails writes its message and exit code there; all others end with the same;
 - a rank of this machine whose process is gone, or one of another machine that gives no sign of life, is named there;
-- a rank that makes no progress for `train.hang_seconds` is named there, and every rank writes the stacks of its threads to `stacks/`;
+- a rank that makes no progress for `train.hang_seconds`, in training or in what it writes beside it, is named there, and every rank writes
+  the stacks of its threads to `stacks/`;
 - a store that is gone, or does not answer, means that rank 0 or its machine is;
 - a launcher that is gone becomes a request to save and stop.
 """
@@ -64,6 +65,8 @@ class Watchdog:
         self._world = distributed.world_size()
         self._launcher = Launcher()
         self._beat = (time.monotonic(), "starting")
+        self._aside = (math.inf, "")
+        """Of what is done beside training: neither hides that the other one hangs."""
         self._ending = threading.Event()
         self._closed = threading.Event()
         self._wake = threading.Event()
@@ -102,6 +105,14 @@ class Watchdog:
     def rest(self, doing: str) -> None:
         """Tells that what comes now may take long without a sign: there is no limit until the next beat."""
         self._beat = (math.inf, doing)
+
+    def beat_aside(self, doing: str) -> None:
+        """Tells that what this rank does beside training makes progress."""
+        self._aside = (time.monotonic(), doing)
+
+    def rest_aside(self) -> None:
+        """Tells that nothing is done beside training, or what may take long without a sign."""
+        self._aside = (math.inf, "")
 
     def failure(self, wait_seconds: float = 0.0) -> FailedElsewhereError | None:
         """What another rank was found to have met, if anything: the cause behind an error of a collective."""
@@ -229,7 +240,7 @@ class Watchdog:
             if self._ending.is_set():
                 continue
             self._look_at_local_peers()
-            since, doing = self._beat
+            since, doing = self._longest_silence()
             if now - since > self._hang_seconds:
                 self._publish(
                     LostRankError.exit_code,
@@ -239,6 +250,10 @@ class Watchdog:
                 )
             if self._pending is not None and now > self._pending[2]:
                 self._publish(self._pending[0], self._pending[1])
+
+    def _longest_silence(self) -> tuple[float, str]:
+        """When this rank last gave a sign, in training or beside it, whichever was silent longer; and what it was doing."""
+        return min(self._beat, self._aside)
 
     def _look_at_local_peers(self) -> None:
         for rank, pid in self._local_peers.items():

@@ -1,10 +1,13 @@
-"""Kills whole two-rank ZeRO-3 runs at random and starts them again: python -m tests.acceptance.kill_runs [KILLS] [SEED]
+"""Kills whole two-rank ZeRO-3 runs at random and starts them again: python -m tests.acceptance.kill_runs [KILLS] [SEED] [beside]
 
 A run trains, evaluates, saves every second step and keeps three checkpoints; its 60 steps cross the end of an epoch many times. It is
 killed with SIGKILL, both ranks or one, and started again with the same command until it is finished; then another one begins. A third of
 the kills strike inside a save, at a named call and ordinal; the others at a random moment since the start. After every kill the newest
 checkpoint must be no older than the last one that the run said it had saved, and its weights and moments bit for bit those of a run that
 nobody killed. A finished run must have that run's losses.
+
+With `beside`, runs save beside training (train.async_save), every kill strikes a thread that writes there, and the run that nobody killed
+is one that saves in step.
 
 The campaign fails itself unless kills landed in every phase.
 """
@@ -29,7 +32,8 @@ from tests.small_runs import arguments, tensors_digest
 
 OVERRIDES = ("train.eval_every=3", "data.holdout=0.1", "train.hang_seconds=60")
 CALLS = ("write_piece", "sync", "rename", "remove")
-PHASES = ("starting", "training", "saving: write_piece", "saving: sync", "saving: rename", "saving: remove")
+SAVING = ("saving: write_piece", "saving: sync", "saving: rename", "saving: remove")
+PHASES = ("starting", "training", *SAVING)
 
 
 class Campaign:
@@ -37,10 +41,11 @@ class Campaign:
 
     Args:
         folder: For the runs. seed: Of everything random. steps: Of a run.
+        beside: Save beside training, and strike there alone.
     """
 
-    def __init__(self, folder: Path, seed: int, steps: int = 60):
-        self.folder, self.random, self.steps = folder, random.Random(seed), steps
+    def __init__(self, folder: Path, seed: int, steps: int = 60, beside: bool = False):
+        self.folder, self.random, self.steps, self.beside = folder, random.Random(seed), steps, beside
         self.phases: Counter[str] = Counter()
         self.lost = self.differences = self.finished = self.kills = 0
         reference = folder / "reference"
@@ -51,7 +56,8 @@ class Campaign:
 
     def start(self, run_dir: Path, faults: list[dict[str, Any]], keep: int = 3) -> Ranks:
         """Starts a run, or goes on with it."""
-        line = [*arguments(run_dir, *OVERRIDES), f"train.keep={keep}", f"train.steps={self.steps}"]
+        beside = self.beside and keep == 3
+        line = [*arguments(run_dir, *OVERRIDES), f"train.keep={keep}", f"train.steps={self.steps}", f"train.async_save={beside}"]
         return Ranks(2, "tests/programs/faulty.py", *line, FAULTS=json.dumps(faults))
 
     def said_saved(self) -> int:
@@ -69,12 +75,13 @@ class Campaign:
             # A save takes some 5 writes and 15 syncs; removals begin with the fourth.
             ordinal = self.random.randint(1, {"write_piece": 24, "sync": 40, "rename": 5, "remove": 14}[call])
             rank = 0 if call in ("rename", "remove") else self.random.randint(0, 1)
-            faults = [{"kind": "die_in_save", "call": call, "ordinal": ordinal, "rank": rank}]
+            faults = [{"kind": "die_in_save", "call": call, "ordinal": ordinal, "rank": rank, "beside": self.beside}]
         steps_before = self.steps_said()
         ranks = self.start(self.run_dir, faults)
         until = time.monotonic() + (60 if in_save else self.random.uniform(0.2, 5.0))
         while time.monotonic() < until and not any(rank.ended for rank in ranks.ranks):
             time.sleep(0.01)
+        struck = any(rank.ended for rank in ranks.ranks)
         # One rank is left to notice that the other is gone, now and then; killing both is quicker. (Before they have met, it takes a
         # launcher to end the other one.)
         if not in_save and self.random.random() < 0.1 and self.steps_said() > steps_before:
@@ -86,6 +93,7 @@ class Campaign:
             self.finish()
             return
         assert -9 in codes, f"exit codes {codes}\n{ranks.output[-3000:]}"
+        assert struck or not self.beside, "the run came neither to its end nor to the call"
         self.kills += 1
         partial = [path for path in (self.run_dir / "checkpoints").glob("*") if ".tmp-" in path.name or ".trash-" in path.name]
         if call:
@@ -128,9 +136,11 @@ class Campaign:
     def run(self, kills: int) -> dict[str, Any]:
         """The summary of a campaign."""
         while self.kills < kills:
-            self.kill(in_save=self.random.random() < 0.45)
+            self.kill(in_save=self.beside or self.random.random() < 0.45)
         while self.run_dir.exists():
-            assert self.start(self.run_dir, []).wait(120) == [0, 0]
+            ranks = self.start(self.run_dir, [])
+            codes = ranks.wait(120)
+            assert codes == [0, 0], f"exit codes {codes}\n{ranks.output[-3000:]}"
             self.finish()
         return {
             "kills": self.kills,
@@ -143,15 +153,17 @@ class Campaign:
 
 def main() -> None:
     """Prints the summary; fails where something was lost, or where a phase was not struck."""
-    kills, seed = (int(value) for value in (sys.argv[1:] + ["300", "7"][len(sys.argv) - 1 :]))
+    beside = "beside" in sys.argv
+    given = [value for value in sys.argv[1:] if value != "beside"]
+    kills, seed = (int(value) for value in (given + ["50" if beside else "300", "7"][len(given) :]))
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        summary = Campaign(Path(name), seed).run(kills)
-    summary = {"seed": seed, "seconds": round(time.monotonic() - started), **summary}
+        summary = Campaign(Path(name), seed, beside=beside).run(kills)
+    summary = {"seed": seed, "beside": beside, "seconds": round(time.monotonic() - started), **summary}
     print(json.dumps(summary), flush=True)
     assert not summary["lost"]
     assert not summary["differences"]
-    missing = [phase for phase in PHASES if not summary["phases"].get(phase)]
+    missing = [phase for phase in (SAVING if beside else PHASES) if not summary["phases"].get(phase)]
     assert not missing, f"no kill landed in: {missing}"
     assert sum(count for phase, count in summary["phases"].items() if phase.startswith("saving")) >= kills // 3
 

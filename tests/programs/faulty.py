@@ -3,12 +3,13 @@
 FAULTS is a JSON list; each fault has a `kind`, and `step` (optimizer step, from 1) and `rank` where it strikes once:
 
     nan_loss, nan_gradient   the loss of the first micro-batch, or only its gradient, becomes nan
+    nan_state                after the step, one of AdamW's moments has a nan
     spike                    the loss of every micro-batch is multiplied by `factor` (give `rank` -1: all ranks)
     raise, memory            an exception of the program; one as torch raises it when memory is out
     die, sleep               SIGKILL to itself; sleeps for ever
     slow_save                each save takes `seconds` longer (no step or rank)
     die_in_save              SIGKILL to itself at the `ordinal`-th call of `call` (write_piece, sync, rename, remove) in moss_train.files
-                             once the first step is done (no step)
+                             once the first step is done (no step); with `beside`, of those outside of the main thread
     host                     the rank says it is on the machine `name` (no step)
     full_disk                writing fails with ENOSPC (or `errno`) once `byte` bytes of checkpoints are written on that rank (no step)
     slow_step                each step takes `seconds` longer (no step or rank)
@@ -22,6 +23,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from typing import Any
 
@@ -29,8 +31,8 @@ import torch
 
 from moss_train import cli, files
 from moss_train.data import render_files
-from moss_train.train import checkpoint, loop
 from moss_train.train import engine as distributed
+from moss_train.train import loop, shards, tensors
 
 TRAINED = [False]
 """Whether this process has come to its first step."""
@@ -86,7 +88,11 @@ def watch_loop() -> None:
 
         hook = engine.module.register_forward_hook(spoil) if struck else None
         try:
-            return accumulate(engine, batches, weight, progress, beat)
+            found = accumulate(engine, batches, weight, progress, beat)
+            if faults_of(("nan_state",), step):
+                flat = shards.flat_tensors(engine)[0]
+                shards.optimizer_state(engine, flat)["exp_avg"][0] = float("nan")
+            return found
         finally:
             if hook is not None:
                 hook.remove()
@@ -96,18 +102,18 @@ def watch_loop() -> None:
 
 def watch_saves() -> None:
     """Puts the faults of saves into the writing of checkpoints."""
-    add, written = checkpoint.TensorFile.add, 0
+    add, written = tensors.TensorFile.add, 0
     slow = [fault["seconds"] for fault in FAULTS if fault["kind"] == "slow_save"]
     rank = int(os.environ.get("RANK", "0"))
     full = next(([f["byte"], f.get("errno", "ENOSPC")] for f in FAULTS if f["kind"] == "full_disk" and f.get("rank", 0) == rank), None)
     write_piece = files.write_piece
     first: set[int] = set()
 
-    def slow_add(self: checkpoint.TensorFile, name: str, tensor: torch.Tensor) -> None:
+    def slow_add(self: tensors.TensorFile, name: str, tensor: torch.Tensor) -> None:
         if slow and id(self) not in first:
-            # The model's file and the optimizer's.
+            # The model's file and the optimizer's, at the same time.
             first.add(id(self))
-            time.sleep(sum(slow) / 2)
+            time.sleep(sum(slow))
         add(self, name, tensor)
 
     def full_write(descriptor: int, piece: memoryview) -> int:
@@ -118,21 +124,22 @@ def watch_saves() -> None:
             written += len(piece)
         return write_piece(descriptor, piece)
 
-    checkpoint.TensorFile.add = slow_add  # type: ignore[method-assign]
+    tensors.TensorFile.add = slow_add  # type: ignore[method-assign]
     files.write_piece = full_write
     for fault in FAULTS:
         if fault["kind"] == "die_in_save" and fault["rank"] == rank:
-            die_at_call(fault["call"], fault["ordinal"])
+            die_at_call(fault["call"], fault["ordinal"], fault.get("beside", False))
 
 
-def die_at_call(name: str, ordinal: int) -> None:
+def die_at_call(name: str, ordinal: int, beside: bool) -> None:
     """Kills this process at a call of one of the four functions through which files change."""
     real, calls = getattr(files, name), 0
 
     def deadly(*arguments: Any) -> Any:
         nonlocal calls
-        calls += TRAINED[0]
-        if calls == ordinal and TRAINED[0]:
+        counts = TRAINED[0] and not (beside and threading.current_thread() is threading.main_thread())
+        calls += counts
+        if calls == ordinal and counts:
             if name == "write_piece":
                 real(arguments[0], arguments[1][: len(arguments[1]) // 2])
             os.kill(os.getpid(), signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import threading
@@ -177,3 +178,57 @@ def _is_open(descriptor: str) -> bool:
 )
 def test_a_full_disk_is_told_from_other_errors(error: BaseException, full: bool) -> None:
     assert files.is_disk_full(error) is full
+
+
+LARGE = 2**20
+
+
+@pytest.mark.parametrize("sizes", [(LARGE,), (100, 5 * LARGE + 77, 9, LARGE, 2 * LARGE - 1), (4096, LARGE + 4096, 1)])
+@pytest.mark.parametrize("has_direct", [True, False], ids=["direct", "cached"])
+def test_large_content_goes_past_the_page_cache_and_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], has_direct: bool
+) -> None:
+    real, direct = files.write_piece, []
+
+    def write_piece(descriptor: int, piece: memoryview) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            if not has_direct:
+                raise OSError(errno.EINVAL, "as a file system without direct writes says it")
+            assert len(piece) % 4096 == 0
+            direct.append(len(piece))
+        return real(descriptor, piece)
+
+    monkeypatch.setattr(files, "write_piece", write_piece)
+    pieces = [os.urandom(size) for size in sizes]
+    file = HashedFile(tmp_path / "file")
+    for piece in pieces:
+        file.write(piece)
+    assert file.close() == entry(b"".join(pieces))
+    assert (tmp_path / "file").read_bytes() == b"".join(pieces)
+    assert bool(direct) == has_direct
+
+
+def test_a_direct_write_that_takes_a_part_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = files.write_piece
+    monkeypatch.setattr(
+        files, "write_piece", lambda descriptor, piece: real(descriptor, piece[: max(4096, len(piece) // 3 // 4096 * 4096)])
+    )
+    content = os.urandom(3 * LARGE + 5)
+    assert files.write_new(tmp_path / "file", content) == entry(content)
+    assert (tmp_path / "file").read_bytes() == content
+
+
+def test_a_disk_that_is_full_in_a_direct_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = files.write_piece
+
+    def write_piece(descriptor: int, piece: memoryview) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, piece)
+
+    monkeypatch.setattr(files, "write_piece", write_piece)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError) as caught:
+        files.write_new(tmp_path / "file", os.urandom(2 * LARGE))
+    assert files.is_disk_full(caught.value)
+    assert len(os.listdir("/proc/self/fd")) == before, "nothing stays open"

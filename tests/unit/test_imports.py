@@ -34,7 +34,8 @@ OPEN_MODULES = {
     ("evaluate", "pm"): {"score", "sample", "checkers", "ranking", "levels"},
 }
 # Libraries with one importer.
-OWNERS = {"deepspeed": {"train/engine.py"}, "hydra": {"cli.py"}, "wandb": {"train/tracking.py"}}
+# The stock side of a benchmark is what a user would write without this project.
+OWNERS = {"deepspeed": {"train/engine.py", "benchmark/sft_sides.py"}, "hydra": {"cli.py"}, "wandb": {"train/tracking.py"}}
 TORCH_FREE = [
     "errors.py",
     "files.py",

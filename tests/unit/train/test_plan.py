@@ -179,6 +179,19 @@ def test_offloaded_state_is_the_hosts() -> None:
     assert offloaded.host_bytes == pytest.approx(20 * PARAMETERS / 2, abs=64)
 
 
+def test_the_copy_for_checkpoints_is_the_hosts() -> None:
+    plain, beside = predict(small()), predict(small(async_save=True))
+    assert beside.peak_bytes == plain.peak_bytes, "the device holds no more"
+    assert plain.host_bytes == 0
+    # The copy, 12 bytes a parameter of this rank; and the embedding, which comes from the other rank while tensors wait for the disk.
+    shard = PARAMETERS / 2
+    assert beside.host_bytes == pytest.approx(12 * shard + 4 * V * D + 12 * shard, abs=64)
+    alone = predict(small(async_save=True, world_size=1))
+    assert alone.host_bytes == 12 * PARAMETERS, "one rank holds all and receives nothing"
+    on_cpu = [predict(small(is_cuda=False, world_size=1, async_save=copies)) for copies in (False, True)]
+    assert on_cpu[1].peak_bytes - on_cpu[0].peak_bytes == pytest.approx(12 * PARAMETERS, rel=0.01), "there it is the same memory"
+
+
 def test_what_does_not_fit_is_answered_by_the_nearest_that_does() -> None:
     setup = small(seq_len=2048, micro_batch_size=8, zero={"stage": 3, "reduce_bucket_size": 1000})
     with_recompute = predict(replace(setup, recompute=True)).peak_bytes
