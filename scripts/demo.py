@@ -232,6 +232,7 @@ def compare(demo: Demo) -> None:
         f"against={{sft: {run}/sft/export, untagged: {run}/untagged/export, best_only: {run}/best_only/export}}",
         f"best_of={{model: {run}/sft/export, pm: {run}/pm/export, samples: {SAMPLES}}}",
         f"guidance=[{GUIDANCE}]",
+        "guidance_from=opposite",
         f"prompts={BUNDLED}/checked_prompts_heldout.jsonl",
         f"out={run}/control",
         "batch_size=256",

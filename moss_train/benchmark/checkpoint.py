@@ -13,6 +13,9 @@ from typing import Any
 import torch
 
 from moss_train.artifacts.lineage import Lineage
+from moss_train.benchmark.config import BenchmarkConfig
+from moss_train.benchmark.outcome import Outcome, Row
+from moss_train.benchmark.timing import apart, spread
 from moss_train.config import OptimConfig, Precision
 from moss_train.train import checkpoint, manifest, shards
 from moss_train.train import engine as distributed
@@ -74,6 +77,31 @@ def measure(folder: Path, parameters: int, rounds: int) -> dict[str, Any]:
         "background_mb_per_second": size / median["background_seconds"] / 1e6,
         "raw_seconds": raw,
     }
+
+
+def measure_in(folder: str, parameters: int, rounds: int) -> dict[str, Any]:
+    """`measure` from plain values."""
+    return measure(Path(folder), parameters, rounds)
+
+
+def run(config: BenchmarkConfig, device: str) -> Outcome:
+    """Megabytes a second of a save and of `dd`, and the pause of a save beside training, in a process of its own."""
+    folder = Path(config.out).absolute() / "checkpoint-files"
+    given = {"folder": str(folder), "parameters": config.parameters, "rounds": config.rounds}
+    try:
+        found = apart("moss_train.benchmark.checkpoint:measure_in", given)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    size, seconds = found["bytes"], found["raw_seconds"]
+    outcome = Outcome("checkpoint", "MB/s", "dd", settings={"parameters": found["parameters"], "bytes": size, "ranks": 1})
+    for side, name, over in (("dd", "dd", None), ("save", "save", "dd"), ("copy", "copy", None), ("pause", "pause", "copy")):
+        ratios = [below / own for own, below in zip(seconds[f"{name}_seconds"], seconds[f"{over}_seconds"])] if over else None
+        case = "to the disk" if side in ("dd", "save") else "in memory"
+        told = {"dd": "dd", "save": "a save that is waited for", "copy": "a plain copy", "pause": "the pause of a save beside training"}
+        rate = size / statistics.median(seconds[f"{name}_seconds"]) / 1e6
+        outcome.rows.append(Row(case, told[side], rate, spread(ratios) if ratios else None, ours=over is not None))
+    outcome.figures = {"save over dd": found["save_to_dd"], "pause over copy": found["pause_to_copy"]}
+    return outcome
 
 
 def _engine(parameters: int) -> Any:

@@ -11,6 +11,7 @@ A machine's speed drifts, so both rates are measured before and after each run, 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import statistics
@@ -23,9 +24,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from moss_train.benchmark.config import BenchmarkConfig
+from moss_train.benchmark.outcome import Outcome, Row
 from moss_train.config import ModelConfig, Precision, RunConfig
 from moss_train.cores import cores
+from moss_train.errors import UsageError
 from moss_train.pretrain.config import PretrainConfig, PretrainTrainConfig
+
+_log = logging.getLogger("moss_train")
 
 _PROBE_SECONDS = 1.0
 _MEMORY_BYTES = 2**28
@@ -256,6 +262,24 @@ def setup(case: Case, ranks: int, precision: str) -> Any:
         run=RunConfig(dir="."), init_from=None, model=model, train=train, deepspeed={"zero_optimization": SECTIONS[case.zero]}
     )
     return setup_of(config, architecture(config, case.seq_len, print), case.seq_len, ranks, is_cuda=False)
+
+
+def run(config: BenchmarkConfig, device: str) -> Outcome:
+    """Memory and tokens a second of the cases: predicted, and measured."""
+    if device != "cpu":
+        raise UsageError("suite=predict runs on the CPU; on a GPU every run logs its own plan, predicted and measured. Give device=cpu")
+    found = measure(precision=config.dtype.value, say=_log.info)
+    settings = {name: found[name] for name in ("efficiency", "ranks", "steps", "precision")}
+    outcome = Outcome("predict", "tokens/s", "", settings=settings)
+    for case, row in zip(CASES, found["cases"], strict=True):
+        name = f"{case.layers} x {case.width}, rows of {case.seq_len}" + (", calibrates" if row["calibrates"] else "")
+        for side in ("predicted", "measured"):
+            peak = int(row[side]["memory_gib"] * 2**30)
+            outcome.rows.append(Row(name, side, row[side]["tokens_per_second"], peak=peak, ours=side == "measured"))
+        outcome.figures[f"{name}: memory, predicted over measured"] = row["memory_ratio"]
+        if not row["calibrates"]:
+            outcome.figures[f"{name}: tokens/s, predicted over measured"] = row["speed_ratio"]
+    return outcome
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def answer(
             draws = max(config.samples * max(1, one.best_of) for one in group)
             speaker = Speaker(settings, min(config.batch_size, max(1, len(numbers)) * draws), share_prompts=draws > 1)
             for condition in group:
-                speaker.level = condition.level
+                speaker.ask_for(condition.level)
                 speaker.check(prompt.context for prompt in prompts)
                 found[condition.name] = _answer_one(speaker, condition, prompts, numbers, config.samples * max(1, condition.best_of))
                 if also is not None:

@@ -35,7 +35,7 @@ class ToolsConfig:
 
 
 TAGS = ("auto", "best", "none")
-AWAY_FROM = ("none", "worst")
+AWAY_FROM = ("none", "worst", "opposite")
 
 
 def _is_level(text: str) -> bool:
@@ -77,7 +77,8 @@ class SpeakerConfig:
     """Logits are those under `guidance_from`, plus so many times what `tag` adds to them: 1 is off, more exaggerates the tag, 0 leaves
     `guidance_from` alone. Two prompts are read for each reply, and twice the keys and values are kept."""
     guidance_from: str = "none"
-    """What stands in the place of `tag` in the second prompt: `none`, `worst`, or a level. No effect where guidance is 1."""
+    """What stands in the place of `tag` in the second prompt: `none`, `worst`, a level, or `opposite`: the worst or
+    the best level, whichever is farther from `tag` (none for the middle). No effect where guidance is 1."""
     dtype: ExportDtype = ExportDtype.auto
     """Number format of the weights; `auto` keeps that of `model`, or takes fp32 on a processor that cannot multiply it."""
     device_map: DeviceMap = DeviceMap.single

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,10 @@ def guidance_levels(
         if details.get("tag_dropout") == 0:
             _log.warning(f"{given}: the model was trained with data.tag_dropout=0; it may not know prompts without a tag")
         return (None,)
-    if name == "worst" and not known:
-        raise UsageError("guidance_from=worst: the lineage of the model names no levels it was trained with; give a number, or none")
+    if name in ("worst", "opposite") and not known:
+        raise UsageError(f"guidance_from={name}: the lineage of the model names no levels it was trained with; give a number, or none")
+    if name == "opposite":
+        return (_opposite(level, known),)
     away_from = known[0] if name == "worst" else _level_of_number("guidance_from", name, known, tokenizer)
     if away_from == level:
         raise UsageError(
@@ -107,6 +109,12 @@ def guidance_levels(
             "from; give two levels, guidance_from=none, or guidance=1"
         )
     return (away_from,)
+
+
+def _opposite(level: int, known: Sequence[int]) -> int | None:
+    """The worst or the best of ascending levels, whichever is farther from one; no tag for the middle."""
+    above, below = level - known[0], known[-1] - level
+    return None if above == below else known[0] if above > below else known[-1]
 
 
 def _level_of_number(key: str, text: str, known: list[int], tokenizer: MossTokenizer) -> int:
@@ -146,8 +154,8 @@ class Speaker:
         # What is asked for is refused before a model of many gigabytes is loaded.
         self.tokenizer = MossTokenizer.load(directory)
         details = training_details(directory)
-        self.level = asked_level(config.tag, details, self.tokenizer)
-        self.away_from = guidance_levels(config, self.level, details, self.tokenizer)
+        self._config, self._details = config, details
+        self.ask_for(asked_level(config.tag, details, self.tokenizer))
         on_cpu, streams = self.device.type == "cpu", streams_of(config.guidance)
         slots = -(-batch_size * streams // FEWEST_SLOTS) * FEWEST_SLOTS if on_cpu else batch_size * streams
         slots += share_prompts * streams
@@ -188,6 +196,15 @@ class Speaker:
         # A turn should look like those trained on. Without a lineage it is the form published for the plain model: no middle segments.
         plain = Style.empty if details.get("middle_segments") else Style.plain
         self.style = Style.thoughts if config.writes_thoughts else plain
+
+    def ask_for(self, level: int | None) -> None:
+        """From now on asks for a level, or for none, and leads away from what belongs to that.
+
+        Raises:
+            UsageError: With guidance: None, or the level that is led away from.
+        """
+        self.level = level
+        self.away_from = guidance_levels(self._config, level, self._details, self.tokenizer)
 
     def begin(self, meta_instruction: str) -> Transcript:
         """A transcript without a turn."""

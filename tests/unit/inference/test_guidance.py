@@ -312,8 +312,8 @@ def test_the_keys_of_both_streams_are_predicted(
         ({"guidance": -0.5}, "guidance is -0.5; expected a finite number, zero or more (1 is off)"),
         ({"guidance": math.nan}, "guidance is nan; expected a finite number, zero or more (1 is off)"),
         ({"guidance": math.inf}, "guidance is inf; expected a finite number, zero or more (1 is off)"),
-        ({"guidance_from": "bad"}, "guidance_from is 'bad'; expected none, worst, or the number of a level, 1 being the worst"),
-        ({"guidance_from": "0"}, "guidance_from is '0'; expected none, worst, or the number of a level, 1 being the worst"),
+        ({"guidance_from": "bad"}, "guidance_from is 'bad'; expected none, worst, opposite, or the number of a level, 1 being the worst"),
+        ({"guidance_from": "0"}, "guidance_from is '0'; expected none, worst, opposite, or the number of a level, 1 being the worst"),
         (
             {"guidance": 1.5, "tag": "none"},
             "guidance is 1.5, but tag=none asks for no level to be led to; give a tag, or guidance=1",
@@ -338,6 +338,7 @@ def test_guidance_that_is_possible_is_no_problem() -> None:
     [
         ({}, None, {}, "no tag is asked for, since the lineage of the model names no levels"),
         ({"guidance_from": "worst"}, 3, {}, "guidance_from=worst: the lineage of the model names no levels"),
+        ({"guidance_from": "opposite"}, 3, {}, "guidance_from=opposite: the lineage of the model names no levels"),
         ({"guidance_from": "9"}, 5, {"levels": LEVELS}, "guidance_from=9: the tokenizer has tags for the levels 1 to 8"),
         ({"guidance_from": "5"}, 5, {"levels": LEVELS}, "tag=auto and guidance_from=5 are both level 5 of this model"),
         ({"guidance_from": "worst", "tag": "1"}, 1, {"levels": LEVELS}, "tag=1 and guidance_from=worst are both level 1"),
@@ -350,6 +351,25 @@ def test_a_model_without_two_prompts_is_refused(
     with pytest.raises(UsageError, match=told):
         guidance_levels(SpeakerConfig(model="m", guidance=1.5, **settings), level, details, tokenizer)
     assert guidance_levels(SpeakerConfig(model="m", **settings), level, details, tokenizer) == ()
+
+
+@pytest.mark.parametrize(
+    ("level", "known", "away_from"),
+    [(1, "12345", 5), (2, "12345", 5), (3, "12345", None), (4, "12345", 1), (5, "12345", 1), (2, "14", 4), (4, "4", None)],
+)
+def test_the_opposite_is_the_end_that_is_farther_off(tokenizer: MossTokenizer, level: int, known: str, away_from: int | None) -> None:
+    config = SpeakerConfig(model="m", guidance=1.5, guidance_from="opposite")
+    assert guidance_levels(config, level, {"levels": dict.fromkeys(known, 1)}, tokenizer) == (away_from,)
+
+
+def test_a_speaker_that_asks_for_another_level_leads_away_from_another(made: tuple[CodeGenLM, MossTokenizer], tmp_path: Path) -> None:
+    tagged = export_tagged(tmp_path / "tagged", *made, levels=LEVELS)
+    one = speaker(tagged, 5, guidance=1.5, guidance_from="opposite")
+    assert one.away_from == (1,)
+    one.ask_for(1)
+    assert (one.level, one.away_from) == (1, (5,))
+    with pytest.raises(UsageError, match="no tag is asked for"):
+        one.ask_for(None)
 
 
 def test_a_model_is_refused_before_its_weights_are_read(made: tuple[CodeGenLM, MossTokenizer], tmp_path: Path) -> None:
