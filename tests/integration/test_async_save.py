@@ -150,7 +150,8 @@ def test_the_next_save_waits_and_a_stop_waits_for_both(tmp_path: Path) -> None:
     assert [event["checkpoint/step"] for event in events] == [1, 2, 3]
     for event in events:
         assert event["checkpoint/write_seconds"] > 1.5
-    assert events[-1]["checkpoint/pause_seconds"] > 1.5, "the stop waited for the last one"
+    # The write began before the wait did.
+    assert events[-1]["checkpoint/pause_seconds"] > 1, "the stop waited for the last one"
 
 
 def test_an_error_of_training_waits_for_what_is_being_written(tmp_path: Path) -> None:
