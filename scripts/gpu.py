@@ -27,7 +27,7 @@ LARGE = ["rows=8", "loss_tokens=16384", "shape.hidden_size=2560", "shape.num_lay
 BENCHMARKS = {
     "loss": ["suite=[loss]", *LARGE],
     "attention": ["suite=[attention]", *LARGE],
-    "train": ["suite=[train]", *LARGE, "rows=4"],
+    "train": ["suite=[train]", *LARGE],
     "loader": ["suite=[loader]", *LARGE],
     "sft": ["suite=[sft]", "ranks=1", "dialogues=240", "shape.num_layers=20"],
     "checkpoint": ["suite=[checkpoint]", "parameters=400_000_000"],

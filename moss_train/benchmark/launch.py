@@ -13,10 +13,14 @@ _BIN = Path(sys.executable).parent
 
 def launcher(ranks: int) -> list[str]:
     """The beginning of a command of `deepspeed` with so many ranks."""
+    return [str(_BIN / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(free_port())]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return [str(_BIN / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(port)]
+        return int(probe.getsockname()[1])
 
 
 def environment(device: str) -> dict[str, str]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from moss_train.benchmark.config import BenchmarkConfig
+from moss_train.benchmark.launch import free_port
 from moss_train.benchmark.outcome import Outcome, Row
 from moss_train.config import ModelConfig, Precision, RunConfig
 from moss_train.cores import cores
@@ -208,9 +208,7 @@ def _train(case: Case, ranks: int, steps: int, precision: str, run_dir: Path) ->
     }
     arguments = ["+config=tiny_pretrain", *(f"{key}={value}" for key, value in overrides.items())]
     command = [sys.executable, "-c", "from moss_train.cli import run; run('pretrain')", *arguments]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     processes = []
     with (run_dir.parent / f"{run_dir.name}.log").open("w+", encoding="utf-8") as log:

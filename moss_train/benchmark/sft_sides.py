@@ -118,10 +118,10 @@ def packed_batch(rendered: Sequence[Rendered], seq_len: int, pad_id: int) -> Bat
     return collate([rows.row(index) for index in range(len(rows))], seq_len, pad_id)
 
 
-def repair_stock_rotary(model: torch.nn.Module, config: CodeGenConfig) -> None:
+def repair_stock_rotary(model: torch.nn.Module, config: CodeGenConfig, device: torch.device | str = "cpu") -> None:
     """Gives the stock layers their sines in float32: built under bfloat16 they are rounded, and wrong at long positions."""
     for block in model.transformer.h:  # type: ignore[union-attr]
-        block.attn.embed_positions = build_rotary_table(config.n_positions, config.rotary_dim)
+        block.attn.embed_positions = build_rotary_table(config.n_positions, config.rotary_dim).to(device)
 
 
 def build_engine(

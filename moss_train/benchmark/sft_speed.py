@@ -15,7 +15,6 @@ step left out. Before that, both must give the same loss on the same dialogues. 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import statistics
@@ -29,6 +28,7 @@ from typing import Any
 
 import torch
 
+from moss_train.benchmark.launch import free_port
 from moss_train.benchmark.outcome import machine
 from moss_train.benchmark.sft_sides import (
     SEED,
@@ -42,6 +42,7 @@ from moss_train.benchmark.sft_sides import (
     compare_losses,
     model_config,
 )
+from moss_train.benchmark.timing import peak_growth
 from moss_train.config import Precision
 from moss_train.data.dialogue import Dialogue, read_dialogues
 from moss_train.data.loader import RowDataset, StepPlan
@@ -107,32 +108,25 @@ def summary(steps: Sequence[Step]) -> dict[str, Any]:
 
 def measure_memory(side: str, work: Work, precision: Precision, steps: int) -> float:
     """MiB by which this rank's resident memory grew at its highest, from before the model was built, over some optimizer steps."""
-    gc.collect()
-    before = _resident("VmRSS")
-    # Makes the highest mark the present size (proc(5), clear_refs).
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    if side == "stock":
-        trained: StockSide | OurSide = StockSide(
-            build_engine(side, work.config, precision, work.stock_accumulation, work.stock_recompute), work
-        )
-        available = work.stock_steps
-    else:
-        trained = OurSide(build_engine(side, work.config, precision, work.plan.accumulation), work)
-        available = work.our_steps
-    for number in range(steps):
-        trained.step(number % available)
-    return (_resident("VmHWM") - before) / 1024
 
+    def train() -> None:
+        if side == "stock":
+            trained: StockSide | OurSide = StockSide(
+                build_engine(side, work.config, precision, work.stock_accumulation, work.stock_recompute), work
+            )
+            available = work.stock_steps
+        else:
+            trained = OurSide(build_engine(side, work.config, precision, work.plan.accumulation), work)
+            available = work.our_steps
+        for number in range(steps):
+            trained.step(number % available)
 
-def _resident(name: str) -> int:
-    """KiB, from the kernel."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1])
+    return peak_growth(train, "cpu") / 2**20
 
 
 def memory_apart(options: argparse.Namespace, tokenizer: Path, side: str, precision: Precision) -> list[float]:
     """`measure_memory` in a process of its own for each rank: MiB of all ranks."""
-    (port, *_) = distributed.gather(distributed._free_port())
+    (port, *_) = distributed.gather(free_port())
     command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--memory-of", side, precision.value, str(tokenizer)]
     environment = {**os.environ, "MASTER_PORT": str(port)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
+from moss_train.benchmark import sft_sides
 from moss_train.benchmark.config import BenchmarkConfig, ShapeConfig
 from moss_train.benchmark.outcome import Outcome, Row
 from moss_train.benchmark.timing import FailedError, apart, in_turns, peak_growth, synchronize
 from moss_train.model.codegen import init_model
-from moss_train.model.rotary import build_rotary_table
 
 _STOCK, _OURS = "stock transformers", "ours"
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-3}
@@ -33,23 +33,8 @@ _TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-3}
 
 
 def model_config(shape: ShapeConfig, seq_len: int) -> CodeGenConfig:
-    """A CodeGen without dropout."""
-    return CodeGenConfig(
-        vocab_size=shape.vocab_size,
-        n_positions=seq_len,
-        n_ctx=seq_len,
-        n_embd=shape.hidden_size,
-        n_layer=shape.num_layers,
-        n_head=shape.hidden_size // shape.head_dim,
-        rotary_dim=min(64, shape.head_dim // 2),
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        tie_word_embeddings=False,
-        use_cache=False,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+    """That of the suite `sft`, of a shape."""
+    return sft_sides.model_config(shape.vocab_size, seq_len, shape.hidden_size, shape.num_layers, shape.head_dim)
 
 
 def flops_per_step(shape: ShapeConfig, rows: int, seq_len: int) -> float:
@@ -73,9 +58,7 @@ class Side:
         if weights is not None:
             model.load_state_dict(weights, strict=False)
         if not ours:
-            # Built under bfloat16 its sines are rounded, and wrong at long positions.
-            for block in model.transformer.h:
-                block.attn.embed_positions = build_rotary_table(config.n_positions, config.rotary_dim).to(batch.device)
+            sft_sides.repair_stock_rotary(model, config, batch.device)
         self.model = model.to(batch.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
         # The target of each position is the token after it; the last one has none.

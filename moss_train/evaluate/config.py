@@ -166,7 +166,7 @@ class EvaluateConfig:
     guidance: list[float] = field(default_factory=list)
     """Strengths of guidance; with each, every level is asked for again, but for one that `guidance_from` names."""
     guidance_from: str = SampleConfig.guidance_from
-    """What they lead away from: `none`, `worst`, or a level."""
+    """What they lead away from: `none`, `worst`, a level, or `opposite`."""
 
     seed: int = 0
     """Names, answers and the order of sentences follow from it; for `suite=control` what is sampled."""

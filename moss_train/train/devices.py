@@ -43,9 +43,8 @@ class Device:
     links: Links
 
 
-# NVIDIA's data sheets. NVLink is told as the sum of both directions there: 900 and 600 GB/s. DGX H100 and H200 have an adapter of 400 Gb/s
-# a
-# GPU, DGX A100 one of 200 Gb/s; PCIe 5.0 and 4.0 x16.
+# NVIDIA's data sheets. NVLink is told as the sum of both directions there: 900 and 600 GB/s. DGX H100 and H200 have an adapter of
+# 400 Gb/s a GPU, DGX A100 one of 200 Gb/s; PCIe 5.0 and 4.0 x16.
 _HOPPER = Links(nvlink=450e9, nic=50e9, pcie=64e9)
 _AMPERE = Links(nvlink=300e9, nic=25e9, pcie=32e9)
 _HOPPER_EFFICIENCY, _AMPERE_EFFICIENCY = 0.415, 0.597
