@@ -2,7 +2,7 @@
 shards, continued pretraining on it, fine-tuning in both languages, export, reload, generate; its own answers, sampled and checked, a
 preference model trained on which of them are right, levels from its rewards, training on answers that carry them, and answers under the
 best level, beside what else one could have done; variants of the last model with 8 and 4 bits. With --thorough, longer:
-three times the training on levels, a judge that learned as long as the preference model, and variants of the other models too.
+more fine-tuning, three times the training on levels, a judge that learned as long as the preference model, and variants of the other models too.
 
 python scripts/demo.py                     # what `make demo` runs
 python scripts/demo.py runs/demo --seed 1  # into another directory, with other random numbers
@@ -32,7 +32,8 @@ BUNDLED = Path("moss_train/data/bundled")
 MODEL = ["model.num_layers=3", "model.hidden_size=256", "model.initializer_range=0.0625"]
 # Right and wrong answers in equal parts: less at random, and too few are wrong to learn from.
 SAMPLES, TEMPERATURE = 6, 1.5
-SFT_STEPS, PM_EPOCHS = 1000, 3
+# As short as still teaches what the later steps build on; and with --thorough.
+SFT_STEPS, PM_EPOCHS = (700, 1000), (2, 3)
 GUIDANCE = 2
 LEVELS, EXPERT = 5, "expert_dialogues.jsonl"
 SYSTEM = f"system='{make_prompts.META.strip()}'"
@@ -126,7 +127,7 @@ def fine_tune(demo: Demo) -> None:
         "fine-tune it on bundled dialogues, zh and en, plain and plugin, and on questions with short answers",
         "sft",
         "sft",
-        SFT_STEPS,
+        SFT_STEPS[demo.thorough],
         f"init_from={demo.run}/pretrain/export",
         f"data.train={{{BUNDLED}/dialogues_train.jsonl: 0.2, {demo.texts}/{make_prompts.DIALOGUES_FILE}: 0.8}}",
         f"data.valid={BUNDLED}/dialogues_dev.jsonl",
@@ -169,7 +170,7 @@ def train_preference_model(demo: Demo) -> None:
     """The preference model, and its rewards."""
     run = demo.run
     title = "train a preference model on that; test it on questions that nothing was trained on"
-    prefer(demo, title, "pm", "train", demo.seed, PM_EPOCHS)
+    prefer(demo, title, "pm", "train", demo.seed, PM_EPOCHS[demo.thorough])
     scored = [f"model={run}/pm/export", f"responses={run}/responses_train.jsonl", f"out={run}/scored_train.jsonl"]
     demo.two("score all the responses (two ranks)", "score", *scored)
 
@@ -199,7 +200,7 @@ def train_judge(demo: Demo) -> None:
     """A second preference model, which will judge: other answers to the same questions, and other random numbers."""
     answer_and_rank(demo, "judge", "train", SAMPLES if demo.thorough else SAMPLES // 2, demo.seed + 1)
     title = "train a second preference model on other answers, to judge what comes of the first"
-    prefer(demo, title, "judge", "judge", demo.seed + 1, PM_EPOCHS if demo.thorough else 1)
+    prefer(demo, title, "judge", "judge", demo.seed + 1, PM_EPOCHS[True] if demo.thorough else 1)
 
 
 def train_on_levels(demo: Demo) -> None:

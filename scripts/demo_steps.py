@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +48,11 @@ class Demo:
             self.together.append((title, command))
             return
         announce(title, command)
+        started = time.monotonic()
         code = subprocess.run(command, cwd=ROOT, env=environment()).returncode
         if code:
             sys.exit(code)
+        took(started)
 
     @contextlib.contextmanager
     def side_by_side(self) -> Iterator[None]:
@@ -60,6 +63,7 @@ class Demo:
         for first in range(0, len(steps), 2):
             with contextlib.ExitStack() as stack:
                 running = []
+                started = time.monotonic()
                 for title, command in steps[first : first + 2]:
                     said = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
                     # Half of the cores each: the threads of two processes on the same cores wait for each other at every product.
@@ -74,6 +78,7 @@ class Demo:
                     announce(title, command)
                     said.seek(0)
                     print(said.read(), end="", flush=True)
+                took(started)
             if any(codes):
                 sys.exit(next(code for code in codes if code))
 
@@ -96,6 +101,11 @@ def announce(title: str, command: Sequence[str]) -> None:
     """Shows a command."""
     program = [Path(part).name if part in (sys.executable, LAUNCHER[0]) else "..." if part == STOCK else part for part in command]
     print(f"\n\033[1m== {title}\033[0m\n$ {shlex.join(program)}", flush=True)
+
+
+def took(started: float) -> None:
+    """Says how long a step took since `started`, of the monotonic clock."""
+    print(f"\033[2m({time.monotonic() - started:.1f} s)\033[0m", flush=True)
 
 
 def environment() -> dict[str, str]:

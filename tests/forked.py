@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.launch import REPOSITORY, environment, free_port
+from moss_train.ports import free_port
+from tests.launch import REPOSITORY, environment
 
 _SERVER: list[tuple[subprocess.Popen[bytes], Path]] = []
 

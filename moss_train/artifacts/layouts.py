@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from moss_train.model.block import QKV_BLOCKS
 from moss_train.model.pm import PM_ARCHITECTURE
-from moss_train.model.shapes import PM, head_of
+from moss_train.model.shapes import PM, QKV_BLOCKS, head_of
 
 STOCK_CLASSES = {"codegen": "CodeGenForCausalLM", "gptj": "GPTJForCausalLM"}
 PM_CLASSES = {"codegen": PM_ARCHITECTURE, "gptj": "GPTJForSequenceClassification"}

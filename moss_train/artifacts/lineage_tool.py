@@ -13,7 +13,7 @@ from moss_train.artifacts import lineage_diff, lineage_html, lineage_mapping, li
 from moss_train.artifacts.lineage import Record, load, record_path
 from moss_train.artifacts.lineage_graph import Graph, Node, descendants, family, name_of
 from moss_train.artifacts.lineage_places import artefacts_below
-from moss_train.artifacts.lineage_verify import Report, short, verify
+from moss_train.artifacts.lineage_verify import Known, Report, short, verify
 from moss_train.data.terminal import Screen, count, exit_code_of, visible
 from moss_train.errors import CheckpointError, UsageError
 from moss_train.files import replace_content
@@ -125,15 +125,15 @@ def _node_json(graph: Graph, node: Node) -> dict[str, Any]:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    failed, told = False, []
+    failed, told, known, shown = False, [], Known(), set[Path]()
     for artefact in [found for given in arguments.artefacts for found in _artefacts(given)]:
         started = time.monotonic()
-        report = verify(artefact, arguments.roots, reads=not arguments.quick)
+        report = verify(artefact, arguments.roots, reads=not arguments.quick, known=known)
         failed |= bool(report.problems)
         if arguments.json:
             told.append(_report_json(artefact, report))
         else:
-            _print_report(artefact, report, time.monotonic() - started, arguments.quick)
+            _print_report(artefact, report, time.monotonic() - started, arguments.quick, shown)
     if arguments.json:
         _print_json(told)
     return CheckpointError.exit_code if failed else 0
@@ -149,13 +149,17 @@ def _artefacts(given: Path) -> list[Path]:
     return found
 
 
-def _print_report(artefact: Path, report: Report, seconds: float, quick: bool) -> None:
+def _print_report(artefact: Path, report: Report, seconds: float, quick: bool, shown: set[Path]) -> None:
+    """Prints what was found. Of several artefacts of one family, an ancestor that is good is `shown` once."""
     console = Screen(highlight=False, soft_wrap=True)
     by_place: dict[Path, list[str]] = {}
     for problem in report.problems:
         by_place.setdefault(problem.artefact, []).append(f"{problem.kind}: {problem.message}")
     for place, record in report.checked:
         wrong = by_place.pop(place, [])
+        if place.resolve() in shown and not wrong:
+            continue
+        shown.add(place.resolve())
         what = "with a damaged record" if wrong else "made elsewhere, known by its files"
         if record is not None:
             size = lineage_text.measure(record.total_bytes, "B")

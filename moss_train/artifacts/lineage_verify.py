@@ -62,7 +62,18 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
 
 
-def verify(artefact: Path, roots: Sequence[Path] = (), hashes: Hashes | None = None, reads: bool = True, ancestors: bool = True) -> Report:
+Known = dict[Path, tuple[Record | None, list[Problem]]]
+"""What was found at places that have been looked at."""
+
+
+def verify(
+    artefact: Path,
+    roots: Sequence[Path] = (),
+    hashes: Hashes | None = None,
+    reads: bool = True,
+    ancestors: bool = True,
+    known: Known | None = None,
+) -> Report:
     """Verifies an artefact.
 
     Args:
@@ -71,6 +82,7 @@ def verify(artefact: Path, roots: Sequence[Path] = (), hashes: Hashes | None = N
         hashes: How files are hashed; by default each is read.
         reads: Whether content is looked at; else sizes and records only.
         ancestors: Whether to go on to all ancestors at hand.
+        known: Is added to, and not looked at again: for several artefacts of one family.
 
     Raises:
         CheckpointError: There is no record, or it is that of a newer version.
@@ -80,10 +92,13 @@ def verify(artefact: Path, roots: Sequence[Path] = (), hashes: Hashes | None = N
             f"there is no record at {record_path(artefact)}: this was made elsewhere, or its record is lost; nothing can be verified"
         )
     places, report, seen = Places(roots, reads), Report(), {artefact.resolve()}
-    waiting = [artefact]
+    waiting, known = [artefact], {} if known is None else known
     while waiting:
         place = waiting.pop(0)
-        record, problems = verify_one(place, (hashes or hash_all) if reads else None)
+        own = place.resolve()
+        if own not in known:
+            known[own] = verify_one(place, (hashes or hash_all) if reads else None)
+        record, problems = known[own]
         report.checked.append((place, record))
         report.problems += problems
         for parent in record.lineage.parents if record is not None and ancestors else []:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from pathlib import Path
+
+from moss_train.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 _BIN = Path(sys.executable).parent
@@ -14,13 +15,6 @@ _BIN = Path(sys.executable).parent
 def launcher(ranks: int) -> list[str]:
     """The beginning of a command of `deepspeed` with so many ranks."""
     return [str(_BIN / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(free_port())]
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment(device: str) -> dict[str, str]:

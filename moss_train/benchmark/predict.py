@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from moss_train.benchmark.config import BenchmarkConfig
-from moss_train.benchmark.launch import free_port
 from moss_train.benchmark.outcome import Outcome, Row
 from moss_train.config import ModelConfig, Precision, RunConfig
 from moss_train.cores import cores
 from moss_train.errors import UsageError
+from moss_train.ports import free_port
 from moss_train.pretrain.config import PretrainConfig, PretrainTrainConfig
 
 _log = logging.getLogger("moss_train")

@@ -28,7 +28,6 @@ from typing import Any
 
 import torch
 
-from moss_train.benchmark.launch import free_port
 from moss_train.benchmark.outcome import machine
 from moss_train.benchmark.sft_sides import (
     SEED,
@@ -50,6 +49,7 @@ from moss_train.data.mixture import permutation_key, permuted_index
 from moss_train.data.render import render_all
 from moss_train.data.tokenizer import MossTokenizer
 from moss_train.model.codegen import count_parameters
+from moss_train.ports import free_port
 from moss_train.train import engine as distributed
 
 

@@ -285,6 +285,9 @@ def _attend_by_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, docum
     if len(set(documents.lengths)) == 1:
         shape = (len(documents.lengths), documents.lengths[0], *v.shape[2:])
         return _attend_dense(q.reshape(shape), k.reshape(shape), v.reshape(shape), None, dropout).reshape(v.shape)
+    if _is_short(v, documents.max_length):
+        # Cast as a whole: casting document by document takes longer than attention over a few short ones.
+        return _attend_by_document(q.float(), k.float(), v.float(), documents, dropout).to(v.dtype)
     # `split`, not slices: its backward is one concatenation, while each slice would write a gradient as large as the whole batch.
     parts = zip(*(x.flatten(0, 1).split(documents.lengths) for x in (q, k, v)))
     # oneDNN compiles and keeps kernels for every length it meets; float32 does not go through it.

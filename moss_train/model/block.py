@@ -13,8 +13,7 @@ from transformers.cache_utils import Cache
 
 from moss_train.model.attention import Documents, attend
 from moss_train.model.linear import Linear, widens
-from moss_train.model.rotary import rotate
-from moss_train.model.shapes import QKV_BLOCKS
+from moss_train.model.rotary import split_and_rotate
 
 
 class Attention(nn.Module):
@@ -41,14 +40,11 @@ class Attention(nn.Module):
         past_key_values: Cache | None,
     ) -> torch.Tensor:
         """[B, T, D] -> [B, T, D]; for the arguments see `Block`."""
-        heads = (*hidden_states.shape[:2], self.num_heads, -1)
-        q, v, k = (
-            x.reshape(heads) for x in self.qkv_proj(hidden_states).unflatten(-1, (QKV_BLOCKS, 3, -1)).unbind(-2)
-        )  # each [B, T, 4, D/4] -> [B, T, N, H]
+        qkv = self.qkv_proj(hidden_states)
         # The reference scores in float32 from the unrounded rotation; the fast kernels take q and k in the type of v, where the
         # processor multiplies it.
-        dtype = torch.float32 if backend == "eager" or widens(v) else v.dtype
-        q, k = rotate(q, sin, cos, dtype), rotate(k, sin, cos, dtype)
+        dtype = torch.float32 if backend == "eager" or widens(qkv) else qkv.dtype
+        q, k, v = split_and_rotate(qkv, self.num_heads, sin, cos, dtype)
         if past_key_values is not None:
             k, v = past_key_values.update(k.to(v.dtype).transpose(1, 2), v.transpose(1, 2), self.layer)
             k, v = k.transpose(1, 2), v.transpose(1, 2)

@@ -5,7 +5,11 @@ Shape legend: B batch (rows), T tokens of a row, N heads, H head_dim, R rotary_d
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+from moss_train.model.shapes import QKV_BLOCKS
 
 
 def build_rotary_table(positions: int, rotary_dim: int) -> torch.Tensor:
@@ -21,21 +25,75 @@ def build_rotary_table(positions: int, rotary_dim: int) -> torch.Tensor:
     return torch.cat((angle.sin(), angle.cos()), dim=1)
 
 
-def rotate(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Rotate the pairs (0, 1), (2, 3), ... of the first R entries of each head, in float32.
+def split_and_rotate(
+    qkv: torch.Tensor, num_heads: int, sin: torch.Tensor, cos: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values of a fused projection; queries and keys turned by their positions.
+
+    One operation for autograd: the gradients of the three are written into one tensor. As a dozen of operations it would take as many
+    passes over memory again, and more time than the products on a small model.
 
     Args:
-        x: [B, T, N, H].
+        qkv: [B, T, 3 * N * H], as CodeGen lays it out: `QKV_BLOCKS` blocks, each of queries, values, keys of N / QKV_BLOCKS heads.
+        num_heads: N.
         sin: float32 [B or 1, T, 1, R/2].
         cos: The same shape.
-        dtype: Type of the result.
+        dtype: Of the queries and keys. They are turned in float32, and rounded once.
 
     Returns:
-        [B, T, N, H] of type `dtype`; the entries after R are only cast.
+        q, k of type `dtype`, and v of the type of `qkv`: each [B, T, N, H], contiguous.
     """
-    rotary_dim = 2 * sin.shape[-1]
-    # `split`, not slices: its backward is one concatenation instead of two tensors of zeros and their sum.
-    turned, passed = x.split((rotary_dim, x.shape[-1] - rotary_dim), dim=-1)
-    even, odd = turned.float().unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
-    return torch.cat((rotated.to(dtype), passed.to(dtype)), dim=-1)
+    q, k, v = _SplitAndRotate.apply(qkv, num_heads, sin, cos, dtype)
+    return q, k, v
+
+
+class _SplitAndRotate(torch.autograd.Function):
+    """Keeps the rotation only: what the gradient needs besides."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: torch.Tensor, num_heads: int, sin: torch.Tensor, cos: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        cos, sin = _by_entry(sin, cos)
+        ctx.save_for_backward(sin, cos)
+        q, v, k = _parts(qkv.contiguous(), num_heads)
+        whole = (*qkv.shape[:2], num_heads, qkv.shape[-1] // (3 * num_heads))
+        turned = [torch.empty(whole, dtype=dtype, device=qkv.device) for _ in range(2)]
+        for out, x in zip(turned, (q, k), strict=True):
+            _rotate(x, sin, cos, out.view(x.shape))
+        return turned[0], turned[1], v.reshape(whole)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        sin, cos = ctx.saved_tensors
+        grad_q, grad_k, grad_v = grads
+        whole = (*grad_v.shape[:2], 3 * grad_v.shape[2] * grad_v.shape[3])
+        grad_qkv = torch.empty(whole, dtype=grad_v.dtype, device=grad_v.device)
+        q, v, k = _parts(grad_qkv, grad_v.shape[2])
+        # The inverse of a rotation is its transpose.
+        for out, grad in ((q, grad_q), (k, grad_k)):
+            _rotate(grad.reshape(out.shape), -sin, cos, out)
+        v.copy_(grad_v.reshape(v.shape))
+        return grad_qkv, None, None, None, None
+
+
+def _parts(qkv: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, ...]:
+    """Views of queries, values, keys: each [B, T, QKV_BLOCKS, N / QKV_BLOCKS, H]."""
+    return qkv.view(*qkv.shape[:2], QKV_BLOCKS, 3, num_heads // QKV_BLOCKS, -1).unbind(3)
+
+
+def _by_entry(sin: torch.Tensor, cos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the entries of a head are multiplied with, and what their neighbours are: [B or 1, T, 1, 1, R] each.
+
+    (a, b) becomes (a cos - b sin, b cos + a sin).
+    """
+    return tuple(torch.stack(pair, dim=-1).flatten(-2)[:, :, None] for pair in ((cos, cos), (-sin, sin)))  # type: ignore[return-value]
+
+
+def _rotate(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor, out: torch.Tensor) -> None:
+    """Writes into `out` the heads of `x`, the first R entries of each turned in float32, the rest only cast."""
+    rotary_dim = sin.shape[-1]
+    turned = x[..., :rotary_dim].float()
+    neighbours = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    out[..., :rotary_dim] = (turned * cos).add_(neighbours.mul_(sin))
+    out[..., rotary_dim:] = x[..., rotary_dim:]

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import math
 import os
-import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ import torch.distributed as dist
 from moss_train.config import OptimConfig, Precision
 from moss_train.cores import threads_per_rank
 from moss_train.errors import ConfigError
+from moss_train.ports import free_port
 from moss_train.train.build_locks import remove_stale_build_locks
 from moss_train.train.config import is_auto
 from moss_train.train.optim import parameter_groups
@@ -60,12 +60,14 @@ def start(timeout_seconds: float = 0.0) -> None:
         map_large_blocks()
     if "RANK" not in os.environ:
         os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
         )
     if os.environ.get("LOCAL_RANK", "0") == "0":
         # The other ranks of this machine wait for the same locks.
         remove_stale_build_locks()
     deepspeed = _deepspeed()
+    # Its reduction through shared memory is for inference alone, and is compiled on the first run of a machine: half a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     load_libraries()
     if on_gpu():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -73,19 +75,6 @@ def start(timeout_seconds: float = 0.0) -> None:
     _TIMEOUT.append(timeout)
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu() else "gloo", timeout=timeout, verbose=False)
     dist.barrier()
-    _unlink_shared_memory()
-
-
-def _unlink_shared_memory() -> None:
-    """Takes the names off the buffers through which DeepSpeed's ranks on one CPU machine reduce.
-
-    It makes one of 69 MB a rank under /dev/shm, named after address, port and rank, and never removes it: each run on another port used to
-    cost the machine that memory until the next boot. Every rank has mapped them all when the group is up; the mappings outlive the names,
-    whatever ends the process.
-    """
-    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    for buffer in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{address}_{port}_{rank()}"):
-        buffer.unlink(missing_ok=True)
 
 
 def stop() -> None:
@@ -368,9 +357,3 @@ def _deepspeed() -> Any:
     # It logs at INFO from every rank; the loop says what matters.
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

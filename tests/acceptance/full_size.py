@@ -23,7 +23,8 @@ from typing import Any
 
 from moss_train.cores import cores
 from moss_train.data.tokenizer import MossTokenizer
-from tests.launch import BIN, REPOSITORY, environment, free_port
+from moss_train.ports import free_port
+from tests.launch import BIN, REPOSITORY, environment
 
 REAL_DATA = Path(os.environ.get("MOSS_TRAIN_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
 SAMPLE = REAL_DATA / "moss-003-sft-sample" / "train.jsonl"

@@ -17,8 +17,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from moss_train.ports import free_port
 from moss_train.train import manifest
-from tests.launch import BIN, environment, free_port
+from tests.launch import BIN, environment
 from tests.small_runs import arguments, status, steps
 
 FAULTY = "tests/programs/faulty.py"

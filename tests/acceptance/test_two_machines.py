@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from moss_train.ports import free_port
 from tests.forked import Ranks
-from tests.launch import BIN, REPOSITORY, environment, free_port, losses
+from tests.launch import BIN, REPOSITORY, environment, losses
 from tests.small_runs import arguments, status, steps, tensors_digest
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from moss_train.ports import free_port
 from tests.forked import forked
-from tests.launch import BIN, deepspeed, free_port, losses, metrics, python, run, succeeded
+from tests.launch import BIN, deepspeed, losses, metrics, python, run, succeeded
 
 QUICK = ("+config=tiny_sft", "train.steps=3", "train.eval_every=0", "train.eval_at_start=false", "data.seq_len=512")
 
@@ -48,7 +49,9 @@ def test_every_launcher_trains_the_same_and_leaves_no_process(tmp_path: Path) ->
         f"scripts/generate.py model={tmp_path}/plain/export",
     ):
         assert said in shown
-    succeeded(deepspeed(2, "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/deepspeed"))
+    compiled = tmp_path / "compiled"
+    succeeded(deepspeed(2, "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/deepspeed", TORCH_EXTENSIONS_DIR=str(compiled)))
+    assert not list(compiled.rglob("*.so")), "nothing has to be compiled to train on a CPU"
     torchrun = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port())]
     succeeded(run([*torchrun, "scripts/sft.py", *QUICK, f"run.dir={tmp_path}/torchrun"]))
     assert finished(tmp_path / "deepspeed") == pytest.approx(finished(tmp_path / "plain"), abs=1e-3)

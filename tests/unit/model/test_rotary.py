@@ -12,7 +12,7 @@ from transformers import CodeGenConfig
 from transformers.models.codegen.modeling_codegen import apply_rotary_pos_emb, create_sinusoidal_positions
 
 from moss_train.model.codegen import CodeGenLM, init_model
-from moss_train.model.rotary import build_rotary_table, rotate
+from moss_train.model.rotary import build_rotary_table, split_and_rotate
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -70,17 +70,43 @@ def test_one_table_outside_the_state(make_model: Callable[..., CodeGenLM]) -> No
     assert not [name for name in model.state_dict() if "rotary" in name]
 
 
+def published(qkv: torch.Tensor, num_heads: int, sin: torch.Tensor, cos: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Queries, keys and values as the published code takes them apart and turns them."""
+    rotary_dim = 2 * sin.shape[-1]
+    q, v, k = (x.reshape(*qkv.shape[:2], num_heads, -1) for x in qkv.reshape(*qkv.shape[:2], 4, -1).chunk(3, dim=-1))
+    turned = [torch.cat((apply_rotary_pos_emb(x[..., :rotary_dim], sin, cos), x[..., rotary_dim:]), dim=-1) for x in (q, k)]
+    return turned[0], turned[1], v
+
+
+def rotation(rotary_dim: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of five positions in each row; each [rows, 5, R/2]."""
+    sin, cos = build_rotary_table(32, rotary_dim)[torch.tensor([[0, 1, 2, 3, 4], [7, 9, 0, 1, 31]][:rows])].chunk(2, dim=-1)
+    return sin, cos
+
+
 @pytest.mark.parametrize("rotary_dim", [8, 16])
-def test_rotation_is_the_published_one(rotary_dim: int) -> None:
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rotation_and_its_gradient_are_the_published_ones(rotary_dim: int, rows: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 5, 3, 16, generator=generator)
-    table = build_rotary_table(32, rotary_dim)[torch.tensor([[0, 1, 2, 3, 4], [7, 9, 0, 1, 31]])]
-    sin, cos = table.chunk(2, dim=-1)
-    expected = torch.cat((apply_rotary_pos_emb(x[..., :rotary_dim], sin, cos), x[..., rotary_dim:]), dim=-1)
-    assert torch.equal(rotate(x, sin[:, :, None], cos[:, :, None], torch.float32), expected)
-    # From bfloat16 the arithmetic is still float32, rounded once at the end.
-    low = x.bfloat16()
-    assert torch.equal(
-        rotate(low, sin[:, :, None], cos[:, :, None], torch.bfloat16),
-        rotate(low.float(), sin[:, :, None], cos[:, :, None], torch.float32).bfloat16(),
-    )
+    qkv = torch.randn(2, 5, 3 * 8 * 16, generator=generator)
+    sin, cos = rotation(rotary_dim, rows)
+    ours, theirs = (qkv.clone().requires_grad_() for _ in range(2))
+    found = split_and_rotate(ours, 8, sin[:, :, None], cos[:, :, None], torch.float32)
+    expected = published(theirs, 8, sin, cos)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+        assert one.is_contiguous()
+    weights = [torch.randn(one.shape, generator=generator) for one in found]
+    for parts in (found, expected):
+        sum((one * weight).sum() for one, weight in zip(parts, weights, strict=True)).backward()  # type: ignore[union-attr]
+    assert theirs.grad is not None
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-6)
+
+
+def test_narrow_numbers_are_turned_in_float32_and_rounded_once() -> None:
+    qkv = torch.randn(2, 5, 3 * 8 * 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    sin, cos = rotation(16, 2)
+    low = split_and_rotate(qkv, 8, sin[:, :, None], cos[:, :, None], torch.bfloat16)
+    high = split_and_rotate(qkv.float(), 8, sin[:, :, None], cos[:, :, None], torch.float32)
+    for one, other in zip(low, high, strict=True):
+        assert torch.equal(one, other.bfloat16())
