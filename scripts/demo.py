@@ -1,8 +1,8 @@
 """The whole chain on bundled data, on two CPU ranks under ZeRO-3: a small English model, more vocabulary for Chinese, a corpus of token
 shards, continued pretraining on it, fine-tuning in both languages, export, reload, generate; its own answers, sampled and checked, a
 preference model trained on which of them are right, levels from its rewards, training on answers that carry them, and answers under the
-best level, beside what else one could have done; variants of the last model with 8 and 4 bits. With --thorough, longer:
-more fine-tuning, three times the training on levels, a judge that learned as long as the preference model, and variants of the other models too.
+best level, beside what else one could have done; variants of the last model with 8 and 4 bits. With --thorough, more of all: of
+fine-tuning, three times as much training on levels, a judge that learned as long as the preference model, variants of the other models.
 
 python scripts/demo.py                     # what `make demo` runs
 python scripts/demo.py runs/demo --seed 1  # into another directory, with other random numbers

@@ -21,7 +21,7 @@ _LOADED_LATE = (
 )
 """What a run would load on its way: with the first model, the optimizer, the first step."""
 _NO_COMPILER = "TORCHDYNAMO_DISABLE"
-MAPPED_FROM = 8 * 2**20
+MAPPED_FROM = 2**20
 """Bytes from which a block of memory is a mapping of its own, see `map_large_blocks`."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _CONTROL_GROUPS = (
