@@ -22,6 +22,8 @@ from tests.launch import REPOSITORY, environment, python, succeeded
 from tests.preference_models import read_lines, save_pm, write_lines
 from tests.tagged_models import TEXTS, tagged_model
 
+pytestmark = pytest.mark.xdist_group("rounds")
+
 PAGE = REPOSITORY / "docs" / "pm.md"
 PROMPTS = [{"prompt": f"{text} ({number})"} for number, text in enumerate(TEXTS * 2)]
 

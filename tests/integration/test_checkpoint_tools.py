@@ -11,6 +11,8 @@ from tests.forked import forked
 from tests.launch import python, succeeded
 from tests.small_runs import arguments, checkpoint
 
+pytestmark = pytest.mark.xdist_group("checkpoint_tools")
+
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:

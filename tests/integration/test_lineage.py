@@ -21,6 +21,8 @@ from tests.launch import python, succeeded
 from tests.programs.capture_lineage import PAGE, Runs, captures, make
 from tests.small_runs import checkpoint
 
+pytestmark = pytest.mark.xdist_group("lineage_of_runs")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
