@@ -11,8 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "moss_train"
 
-# Package -> packages it may import. `errors`, `files`, `cores`, `ports` and the standard library are open to all, and so is each package's own
-# inside.
+# Package -> packages it may import. `errors`, `files`, `cores`, `ports` and the standard library are open to all, and so is each package's
+# own inside.
 ALLOWED = {
     "model": set(),
     "data": {"artifacts"},
