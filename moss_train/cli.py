@@ -157,9 +157,6 @@ def run(name: str) -> None:
     sys.argv[1:] = quote_texts(sys.argv[1:], _load(program.schema), bool(sweep))
     # When a rank is lost, c10d prints a stack for every call of the others; the watchdog says which rank, in one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # torch asks once, at the first large tensor: these lie in pages of 2 MiB then, each of which the kernel clears and hands out at once.
-    # What is done element by element is up to twice as fast.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # transformers imports torchao where it is installed, which tells of kernels that it has not found, and torch of how torchao uses it.
     for library in ("torchao", "torch.utils._pytree"):
         logging.getLogger(library).setLevel(logging.ERROR)
