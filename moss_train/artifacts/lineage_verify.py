@@ -95,10 +95,9 @@ def verify(
     waiting, known = [artefact], {} if known is None else known
     while waiting:
         place = waiting.pop(0)
-        own = place.resolve()
-        if own not in known:
-            known[own] = verify_one(place, (hashes or hash_all) if reads else None)
-        record, problems = known[own]
+        if place not in known:
+            known[place] = verify_one(place, (hashes or hash_all) if reads else None)
+        record, problems = known[place]
         report.checked.append((place, record))
         report.problems += problems
         for parent in record.lineage.parents if record is not None and ancestors else []:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from moss_train.artifacts import lineage
+from moss_train.artifacts import lineage, lineage_verify
 from moss_train.artifacts.lineage import Lineage, Parent, parent_of
 from moss_train.artifacts.lineage_graph import family as graph_of
 from moss_train.artifacts.lineage_tool import main
@@ -91,6 +91,20 @@ def test_verify_says_what_was_looked_at(family: Family, capsys: pytest.CaptureFi
 
 def test_verify_of_a_folder_of_artefacts(family: Family, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "verify", family.root).count("all good") == len(family.recorded)
+
+
+def test_an_ancestor_of_several_is_read_and_told_once(
+    own: Family, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    one = lineage_verify.verify_one
+    monkeypatch.setattr(lineage_verify, "verify_one", lambda place, hashes: (read.append(place), one(place, hashes))[1])
+    shown = run(capsys, "verify", own.root)
+    assert len(read) == len(set(read)) >= len(own.recorded)
+    assert shown.count("sft/export  export, 9 files") == 1
+    # One that is wrong is told by every artefact that descends from it.
+    (own.export / "extra.bin").write_text("x")
+    assert run(capsys, "verify", own.export, own.variant, code=4).count("extra.bin is unlisted") == 2
 
 
 def test_verify_fails_with_exit_code_4(own: Family, capsys: pytest.CaptureFixture[str]) -> None:
