@@ -184,7 +184,7 @@ class RunConfig:
 class ModelConfig:
     """Architecture of a model with random weights, and how any model is run.
 
-    With `init_from` the architecture is the one found there, and only `attention` and `recompute` below have an effect.
+    With `init_from` the architecture is the one found there, and only `attention` and what is said of recompute have an effect.
     """
 
     num_layers: int | None = None
@@ -201,11 +201,17 @@ class ModelConfig:
     attention: Attention = Attention.auto
     recompute: bool = False
     """Recompute each block's activations in the backward pass: about a third more work, far less memory."""
+    recompute_blocks: int | None = None
+    """Of how many blocks, the first ones; by default of all. `scripts/plan.py` tells the fewest that fit."""
 
     def problems(self) -> list[str]:
         found = []
         shape = {key: getattr(self, key) for key in ("num_layers", "num_heads", "hidden_size", "rotary_dim", "max_positions", "vocab_size")}
         found += [f"model.{key} is {value}; expected a positive number" for key, value in shape.items() if value is not None and value < 1]
+        if self.recompute_blocks is not None and self.recompute_blocks < 1:
+            found.append(f"model.recompute_blocks is {self.recompute_blocks}; expected 1 or more, or null for all")
+        elif self.recompute_blocks is not None and not self.recompute:
+            found.append(f"model.recompute_blocks is {self.recompute_blocks} and model.recompute is false: set model.recompute=true")
         if not 0 < self.initializer_range < math.inf:
             found.append(f"model.initializer_range is {self.initializer_range}; expected a positive number")
         if found or self.num_heads is None or self.hidden_size is None or self.rotary_dim is None:

@@ -54,7 +54,7 @@ class CodeGenModel(nn.Module):
 
     Attributes:
         attention: Name of the backend that was asked for; see `set_attention`.
-        recompute: Whether the blocks keep only their input for the backward pass.
+        recompute: How many blocks, the first ones, keep only their input for the backward pass.
     """
 
     rotary_table: torch.Tensor
@@ -68,7 +68,7 @@ class CodeGenModel(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.register_buffer("rotary_table", build_rotary_table(config.n_positions, config.rotary_dim), persistent=False)
         self.attention = "auto"
-        self.recompute = False
+        self.recompute = 0
 
     def _apply(self, fn: Any, recurse: bool = True) -> CodeGenModel:
         """Keep the rotary table in float32 through `.to(bfloat16)`, `.half()` and the like; devices are followed."""
@@ -134,9 +134,9 @@ class CodeGenModel(nn.Module):
             )
         sin, cos = self._look_up_rotation(position_ids)
         context: dict[str, Any] = {"sin": sin, "cos": cos, "backend": backend, "documents": documents, "attention_mask": mask}
-        recompute = self.recompute and self.training and torch.is_grad_enabled() and past_key_values is None
-        for block in self.h:
-            if recompute:
+        recompute = self.recompute if self.training and torch.is_grad_enabled() and past_key_values is None else 0
+        for layer, block in enumerate(self.h):
+            if layer < recompute:
                 hidden_states = checkpoint(block, hidden_states, use_reentrant=False, preserve_rng_state=self._has_dropout, **context)
             else:
                 hidden_states = block(hidden_states, past_key_values=past_key_values, **context)

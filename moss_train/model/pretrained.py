@@ -19,6 +19,7 @@ from transformers import CodeGenConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from moss_train.errors import UsageError
 from moss_train.model.rotary import build_rotary_table
 
 _INIT_BLOCK = 2**22
@@ -55,9 +56,19 @@ class CodeGenPreTrained(PreTrainedModel):
         """Replace the token embeddings."""
         self.transformer.wte = value
 
-    def set_recompute(self, enabled: bool) -> None:
-        """Keep only the input of each block and compute it again in the backward pass: a third more arithmetic, far less memory."""
-        self.transformer.recompute = enabled
+    def set_recompute(self, enabled: bool, blocks: int | None = None) -> None:
+        """Keep only the input of a block and compute it again in the backward pass: a third more arithmetic, far less memory.
+
+        Args:
+            enabled: Whether to. blocks: Of how many, the first ones, whose backward pass is the last; by default of all.
+
+        Raises:
+            UsageError: There are not as many.
+        """
+        layers = len(self.transformer.h)
+        if blocks is not None and not 1 <= blocks <= layers:
+            raise UsageError(f"model.recompute_blocks is {blocks}; expected 1 to {layers}, the blocks of this model, or null for all")
+        self.transformer.recompute = (layers if blocks is None else blocks) if enabled else 0
 
     def _init_weights(self, module: nn.Module) -> None:
         """Weights N(0, initializer_range), biases 0, LayerNorm 1 and 0; rebuilds the rotary table, which may come from the meta device.

@@ -61,7 +61,8 @@ class _SplitAndRotate(torch.autograd.Function):
         turned = [torch.empty(whole, dtype=dtype, device=qkv.device) for _ in range(2)]
         for out, x in zip(turned, (q, k), strict=True):
             _rotate(x, sin, cos, out.view(x.shape))
-        return turned[0], turned[1], v.reshape(whole)
+        # With as many heads as blocks that would be a view, which keeps all of `qkv`.
+        return turned[0], turned[1], v.reshape(whole).contiguous()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -176,7 +176,7 @@ def _gathers(setup: Setup) -> list[Transfer]:
     distance = setup.setting("stage3_max_reuse_distance", REUSE_DISTANCE)
     ahead = setup.setting("stage3_prefetch_bucket_size", PREFETCH_BUCKET)
     live = setup.setting("stage3_max_live_parameters", LIVE_PARAMETERS) if ahead else 0
-    kept = kept_for_backward(divided, distance / (3 if setup.recompute else 2), live)
+    kept = kept_for_backward(divided, _within(setup, distance), live)
     again, forwards = divided[: len(divided) - kept], setup.accumulation
     group = min(setup.hpz, ranks)
 
@@ -197,6 +197,18 @@ def _gathers(setup: Setup) -> list[Transfer]:
         gather("parameters, again, within the group", Phase.backward, again, forwards, group),
         update,
     ]
+
+
+def _within(setup: Setup, distance: float) -> float:
+    """Elements that may lie behind a parameter whose backward pass comes within `distance`: see `_gathers`.
+
+    Blocks that keep all are passed twice, and are the last ones; those before them three times.
+    """
+    if not setup.recompute:
+        return distance / 2
+    block = 4 * setup.hidden_size**2 + 2 * setup.hidden_size * setup.inner_size
+    twice = (setup.num_layers - setup.recomputed_blocks) * block
+    return distance / 2 if distance / 2 <= twice else (distance + twice) / 3
 
 
 def kept_for_backward(sizes: list[int], within: float, live: int) -> int:

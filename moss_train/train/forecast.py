@@ -53,6 +53,7 @@ def setup_of(config: StageConfig, model_config: Any, seq_len: int, world_size: i
         precision=config.train.precision.value,
         grad_accum=str((config.deepspeed.get("data_types") or {}).get("grad_accum_dtype", "fp32")),
         recompute=config.model.recompute,
+        recompute_blocks=config.model.recompute_blocks,
         eager=config.model.attention is Attention.eager,
         is_cuda=is_cuda,
         widens=widens,

@@ -31,7 +31,6 @@ REUSE_DISTANCE = 1_000_000_000
 FALLBACK_BUCKET = 500_000_000
 """MEMORY_OPT_ALLREDUCE_SIZE, which no setting changes."""
 
-_QKV_BLOCKS = 4
 """`model.shapes.QKV_BLOCKS`."""
 _CPU_FLOAT32_LENGTH, _CPU_FLOAT32_HEAD_DIM = 512, 64
 """As in `model.attention`, which needs torch."""
@@ -58,6 +57,7 @@ class Setup:
         world_size: Ranks. zero: The `zero_optimization` section.
         precision: "bf16" or "fp32". grad_accum: Format in which gradients add up.
         recompute: Whether blocks keep only their input. eager: Whether attention keeps its scores.
+        recompute_blocks: How many blocks do, the first ones; None: all.
         is_cuda: Whether tensors are on a CUDA device.
         widens: Whether bfloat16 is multiplied in float32 (`model.linear.widens`).
         chunk_tokens: C, from `model.loss.chunk_size`.
@@ -87,6 +87,14 @@ class Setup:
     chunk_tokens: int
     communication: str | None = None
     async_save: bool = False
+    recompute_blocks: int | None = None
+
+    @property
+    def recomputed_blocks(self) -> int:
+        """Blocks that keep only their input."""
+        if not self.recompute:
+            return 0
+        return self.num_layers if self.recompute_blocks is None else min(self.recompute_blocks, self.num_layers)
 
     def count(self, names: frozenset[str] | None = None) -> int:
         """Parameters in all, or of these names."""
@@ -227,13 +235,10 @@ def activations(setup: Setup) -> tuple[list[Item], list[Item]]:
     copied = 0 if setup.is_cuda and not setup.eager else b
     # On the CPU, low precision is padded document by document (`model.attention._attend_by_document`): copies of q, k and v.
     padded = 0 if setup.is_cuda or in_float32 or b == 4 else b
-    # v is cut out of the output of qkv_proj. With as many heads as that has blocks it is a view, which keeps q and k too.
-    whole = 2 * b if setup.num_heads == _QKV_BLOCKS and not in_float32 else 0
     per_block = [
         Item("activations", 2 * b * t * d, b * t * d),
         Item("activations", 4 * attended * t * d, attended * t * d),
         Item("activations", copied * t * d, b * t * d),
-        Item("activations", whole * t * d, 3 * b * t * d),
         Item("activations", 3 * padded * t * d, padded * t * d),
         Item("activations", 2 * b * t * i, b * t * i),
         # Mean and reciprocal deviation of LayerNorm, log-sum-exp of attention, float32.
@@ -245,9 +250,11 @@ def activations(setup: Setup) -> tuple[list[Item], list[Item]]:
         per_block.append(Item("activations", (4 + 4 + b) * scores, 4 * scores))
     inputs = Item("activations", b * t * d, b * t * d)
     ends = [inputs, inputs]  # the input and the output of the last LayerNorm
-    if setup.recompute:
-        return [replace(inputs, bytes=setup.num_layers * inputs.bytes), *ends], per_block
-    return [*(replace(item, bytes=setup.num_layers * item.bytes) for item in per_block), *ends], []
+    again = setup.recomputed_blocks
+    whole = [replace(item, bytes=(setup.num_layers - again) * item.bytes) for item in per_block]
+    if not again:
+        return [*whole, *ends], []
+    return [replace(inputs, bytes=again * inputs.bytes), *(whole if again < setup.num_layers else []), *ends], per_block
 
 
 def loss_items(setup: Setup) -> list[Item]:
@@ -302,12 +309,21 @@ def _moments(setup: Setup) -> list[Moment]:
     always = [*zero.always(), *zero.snapshot()]
     held = [*always, *zero.between_micro_batches()]
     whole, gathering = zero.gathered(), zero.gathering()
-    inside = [*again, *block_backward(setup)]
+    recomputed = setup.recomputed_blocks
+    partly = 0 < recomputed < setup.num_layers
+    inside = [*([] if partly else again), *block_backward(setup)]
+    below = activations(replace(setup, num_layers=recomputed))[0] if partly else []
     after = [*always, *zero.reduced()]
     return [
         Moment("forward, gathering", (*held, *zero.in_flight())),
         Moment("loss", (*held, *whole, *kept, *loss_items(setup))),
         Moment("backward, last block", (*held, *whole, *gathering, *kept, *inside, head_gradient)),
+        # The blocks that keep all have been through.
+        *(
+            [Moment("backward, last recomputed block", (*held, *whole, *gathering, *below, *again, *block_backward(setup), head_gradient))]
+            if partly
+            else []
+        ),
         # All other blocks have been through: their activations are gone, their gradients are there.
         Moment("backward, embedding", (*always, *zero.gradients(), *whole, head_gradient)),
         Moment("reduction", (*always, *zero.reduction())),

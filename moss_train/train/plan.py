@@ -29,6 +29,7 @@ from moss_train.train.speed import Machine, Speed, predict_speed
 _GIB = 2**30
 
 # What a change costs a user, so that the search proposes the cheapest first.
+_RECOMPUTE, _RECOMPUTE_ALL = "model.recompute=true", "model.recompute_blocks=null"
 _DEAR = {"model.recompute": 1, "train.micro_batch_size": 2, "deepspeed": 4, "offload": 16, "world_size": 32}
 
 
@@ -195,7 +196,7 @@ def make_plan(
         device=options.device,
         device_memory=memory,
         memory=predict(setup),
-        other_recompute=predict(replace(setup, recompute=not setup.recompute)),
+        other_recompute=predict(replace(setup, recompute=not setup.recompute, recompute_blocks=None)),
         tokens_per_step=tokens,
         steps=steps,
         flops_6nd=6.0 * parameters * tokens,
@@ -231,8 +232,18 @@ def nearest(setup: Setup, global_batch_size: int, memory: float) -> tuple[list[s
     for _, changes, candidate in sorted(_neighbours(setup, global_batch_size), key=lambda found: (found[0], found[1])):
         taken = predict(candidate)
         if taken.peak_bytes <= memory:
-            return changes, taken
+            again = bool(changes) and changes[0] in (_RECOMPUTE, _RECOMPUTE_ALL)
+            return _with_fewest_blocks(candidate, changes, memory) if again else (changes, taken)
     return None
+
+
+def _with_fewest_blocks(setup: Setup, changes: list[str], memory: float) -> tuple[list[str], Memory]:
+    """As few recomputed blocks as fit: the more there are, the less is taken, until all are."""
+    fewest = next(count for count in range(1, setup.num_layers + 1) if predict(replace(setup, recompute_blocks=count)).peak_bytes <= memory)
+    if fewest == setup.num_layers:
+        return changes, predict(setup)
+    first = [changes[0]] if changes[0] == _RECOMPUTE else []
+    return [*first, f"model.recompute_blocks={fewest}", *changes[1:]], predict(replace(setup, recompute_blocks=fewest))
 
 
 def _neighbours(setup: Setup, global_batch_size: int) -> Iterator[tuple[float, list[str], Setup]]:
@@ -242,15 +253,17 @@ def _neighbours(setup: Setup, global_batch_size: int) -> Iterator[tuple[float, l
         sections.append((_DEAR["deepspeed"] * (stage - setup.stage), [f"deepspeed=zero{stage}"], SECTIONS[f"zero{stage}"]))
     if not setup.offloads:
         sections.append((_DEAR["offload"], ["deepspeed=zero3_offload"], SECTIONS["zero3_offload"]))
+    given = (setup.recompute, setup.recompute_blocks)
+    choices = [given] if setup.recomputed_blocks == setup.num_layers else [given, (True, None)]
     for doubling in range(7):
         ranks = setup.world_size * 2**doubling
         micros = [size for size in range(1, setup.micro_batch_size + 1) if global_batch_size % (size * ranks) == 0]
         for micro in micros:
-            for recompute in {setup.recompute, True}:
+            for choice in choices:
                 for cost, overrides, section in sections:
-                    cost += _DEAR["world_size"] * doubling + _DEAR["model.recompute"] * (recompute is not setup.recompute)
+                    cost += _DEAR["world_size"] * doubling + _DEAR["model.recompute"] * (choice != given)
                     cost += _DEAR["train.micro_batch_size"] * math.log2(setup.micro_batch_size / micro)
-                    changes = ["model.recompute=true"] if recompute is not setup.recompute else []
+                    changes = [] if choice == given else [_RECOMPUTE_ALL if setup.recompute else _RECOMPUTE]
                     changes += [f"train.micro_batch_size={micro}"] if micro != setup.micro_batch_size else []
                     changes += [*overrides, *([f"world_size={ranks}"] if doubling else [])]
                     accumulation = global_batch_size // (micro * ranks)
@@ -259,13 +272,20 @@ def _neighbours(setup: Setup, global_batch_size: int) -> Iterator[tuple[float, l
                         changes,
                         replace(
                             setup,
-                            recompute=recompute,
+                            recompute=choice[0],
+                            recompute_blocks=choice[1],
                             micro_batch_size=micro,
                             accumulation=accumulation,
                             world_size=ranks,
                             zero=section,
                         ),
                     )
+
+
+def _recompute(setup: Setup) -> str:
+    if setup.recompute and setup.recomputed_blocks < setup.num_layers:
+        return f"of {setup.recomputed_blocks} of {setup.num_layers} blocks"
+    return "on" if setup.recompute else "off"
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -295,7 +315,7 @@ def show(plan: Plan, setup: Setup) -> None:
     console = Console(soft_wrap=True)
     console.print(
         f"{plan.parameters:,} parameters, {plan.trained_parameters:,} of them train | {plan.world_size} x {plan.device} | "
-        f"ZeRO-{setup.stage} | {setup.precision}, gradients {setup.grad_accum} | recompute {'on' if setup.recompute else 'off'} | "
+        f"ZeRO-{setup.stage} | {setup.precision}, gradients {setup.grad_accum} | recompute {_recompute(setup)} | "
         f"{setup.micro_batch_size} x {setup.seq_len} tokens a forward, {setup.accumulation} forwards a step"
     )
     other = "off" if setup.recompute else "on"

@@ -106,7 +106,7 @@ def work_of(setup: Setup) -> Work:
     d, attention = setup.hidden_size, 4 * setup.num_layers * setup.hidden_size * (setup.seq_len + 1) / 2
     forward = setup.tokens * (2 * (setup.parameters - embedding) + attention)
     block = setup.num_layers * 2 * (4 * d * d + d * setup.inner_size)
-    return Work(forward, setup.tokens * (block + attention) if setup.recompute else 0.0)
+    return Work(forward, setup.tokens * (block + attention) * setup.recomputed_blocks / setup.num_layers)
 
 
 def predict_speed(setup: Setup, machine: Machine) -> Speed:

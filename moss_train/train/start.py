@@ -171,4 +171,4 @@ def _set_up(model: Any, config: StageConfig, model_config: Any, dtype: Any, say:
     backend, reason = resolve_backend(config.model.attention.value, distributed.device(), dtype, head_dim)
     say(f"attention: {backend} ({reason})")
     set_attention(model, backend)
-    model.set_recompute(config.model.recompute)
+    model.set_recompute(config.model.recompute, config.model.recompute_blocks)

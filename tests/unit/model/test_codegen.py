@@ -151,9 +151,9 @@ def test_a_batch_without_targets_gives_zero_and_zero_gradients(make_model: Calla
 def test_recomputation_gives_the_same_gradients(make_model: Callable[..., CodeGenLM], frozen: bool, dtype: torch.dtype) -> None:
     input_ids, targets = make_batch()
     gradients = []
-    for recompute in (False, True):
+    for recompute, blocks in ((False, None), (True, None), (True, 1)):
         model = make_model(dtype=dtype)
-        model.set_recompute(recompute)
+        model.set_recompute(recompute, blocks)
         if frozen:
             model.transformer.requires_grad_(False)
             model.transformer.h[1].mlp.requires_grad_(True)
@@ -163,6 +163,22 @@ def test_recomputation_gives_the_same_gradients(make_model: Callable[..., CodeGe
     for name, gradient in gradients[0].items():
         assert gradient is not None
         assert torch.equal(gradient, gradients[1][name]), name
+        assert torch.equal(gradient, gradients[2][name]), name
+
+
+def test_recomputation_is_of_the_first_blocks(make_model: Callable[..., CodeGenLM]) -> None:
+    """How often each runs in a step."""
+    model = make_model()
+    layers = len(model.transformer.h)
+    model.set_recompute(True, 1)
+    passes = [0] * layers
+    for layer, block in enumerate(model.transformer.h):
+        block.register_forward_pre_hook(lambda *_, layer=layer: passes.__setitem__(layer, passes[layer] + 1))
+    input_ids, targets = make_batch()
+    model(input_ids, targets=targets, cu_seqlens=CU_SEQLENS).loss_sum.backward()
+    assert passes == [2] + [1] * (layers - 1)
+    with pytest.raises(UsageError, match=f"expected 1 to {layers}, the blocks of this model"):
+        model.set_recompute(True, layers + 1)
 
 
 def test_recomputation_keeps_the_same_dropout(make_model: Callable[..., CodeGenLM]) -> None:

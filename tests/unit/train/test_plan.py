@@ -102,6 +102,9 @@ def test_activations_are_those_that_a_block_keeps() -> None:
     kept, again = activations(small(recompute=True))
     assert sum(item.bytes for item in kept) == LAYERS * 2 * T * D + ends
     assert sum(item.bytes for item in again) == block
+    kept, again = activations(small(recompute=True, recompute_blocks=1))
+    assert sum(item.bytes for item in kept) == 2 * T * D + (LAYERS - 1) * block + ends
+    assert sum(item.bytes for item in again) == block
 
 
 @pytest.mark.parametrize("heads", [4, 8])
@@ -197,12 +200,29 @@ def test_what_does_not_fit_is_answered_by_the_nearest_that_does() -> None:
     with_recompute = predict(replace(setup, recompute=True)).peak_bytes
     found = plan.nearest(setup, 16, with_recompute)
     assert found is not None
-    assert found[0] == ["model.recompute=true"]
-    assert found[1].peak_bytes == with_recompute
+    # The last block has its backward pass first: what it keeps is there then, computed again or not.
+    assert found[0] == ["model.recompute=true", f"model.recompute_blocks={LAYERS - 1}"]
+    assert found[1].peak_bytes <= with_recompute
     found = plan.nearest(setup, 16, with_recompute * 0.6)
     assert found is not None
-    assert found[0] == ["model.recompute=true", "train.micro_batch_size=4"]
+    assert found[0] == ["model.recompute=true", f"model.recompute_blocks={LAYERS - 1}", "train.micro_batch_size=4"]
     assert plan.nearest(setup, 16, 1.0) is None
+
+
+def test_no_more_blocks_are_recomputed_than_it_takes() -> None:
+    setup = small(num_layers=8, seq_len=2048, micro_batch_size=8, zero={"stage": 3, "reduce_bucket_size": 1000})
+    peaks = [predict(replace(setup, recompute=True, recompute_blocks=count)).peak_bytes for count in range(1, 9)]
+    assert peaks[:-1] == sorted(peaks[:-1], reverse=True)
+    assert predict(setup).peak_bytes > peaks[0] > peaks[4] > peaks[-2]
+    assert peaks[-1] == predict(replace(setup, recompute=True)).peak_bytes
+    found = plan.nearest(setup, 16, peaks[4])
+    assert found is not None
+    fewest = peaks.index(peaks[4]) + 1
+    assert found[0] == ["model.recompute=true", f"model.recompute_blocks={fewest}"]
+    assert found[1].peak_bytes == peaks[4]
+    # As it is, too few are.
+    some = replace(setup, recompute=True, recompute_blocks=1)
+    assert plan.nearest(some, 16, peaks[4]) == ([f"model.recompute_blocks={fewest}"], found[1])
 
 
 @pytest.mark.parametrize(

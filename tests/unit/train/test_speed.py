@@ -43,10 +43,10 @@ def test_recompute_repeats_what_torch_says_it_does() -> None:
         tie_word_embeddings=False,
     )  # fmt: skip
     counted = []
-    for recompute in (False, True):
+    for recompute, blocks in ((False, None), (True, None), (True, 1)):
         model = init_model(config, 1, torch.float32)
         set_attention(model, "sdpa")
-        model.set_recompute(recompute)
+        model.set_recompute(recompute, blocks)
         ids = torch.zeros(1, T, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
             model.transformer(ids, cu_seqlens=torch.tensor([0, T], dtype=torch.int32)).sum().backward()
@@ -56,6 +56,8 @@ def test_recompute_repeats_what_torch_says_it_does() -> None:
     attention = setup.tokens * 4 * LAYERS * D * (T + 1) / 2
     assert counted[0] == 3 * setup.tokens * 2 * LAYERS * 12 * D * D
     assert counted[1] - counted[0] == work_of(setup).again - attention
+    once = work_of(replace(setup, recompute_blocks=1)).again - attention / LAYERS
+    assert counted[2] - counted[0] == pytest.approx(once)
 
 
 def test_communication_hides_behind_the_arithmetic_of_its_phase_only() -> None:
