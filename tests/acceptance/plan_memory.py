@@ -45,6 +45,7 @@ class Case:
     ranks: int
     recompute: bool
     precision: str
+    recompute_blocks: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -60,6 +61,7 @@ class Case:
             "model.rotary_dim=16",
             f"model.vocab_size={self.vocabulary}",
             f"model.recompute={str(self.recompute).lower()}",
+            f"model.recompute_blocks={'null' if self.recompute_blocks is None else self.recompute_blocks}",
             f"data.seq_len={self.seq_len}",
             f"train.micro_batch_size={self.micro_batch}",
             f"train.global_batch_size={self.micro_batch * self.accumulation * self.ranks}",
@@ -100,6 +102,7 @@ def setup(case: Case) -> Setup:
         False,
         widens,
         chunk_size(case.vocabulary, "cpu", case.precision == "bf16" and not widens),
+        recompute_blocks=case.recompute_blocks,
     )
 
 

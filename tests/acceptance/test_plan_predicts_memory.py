@@ -15,10 +15,11 @@ from tests.campaigns import record
     [
         Case(2, 512, 8, 32768, 256, 2, 1, zero=2, ranks=1, recompute=False, precision="bf16"),
         Case(2, 512, 8, 32768, 256, 1, 1, zero=3, ranks=2, recompute=True, precision="fp32"),
+        Case(8, 512, 8, 8192, 512, 4, 1, zero=1, ranks=1, recompute=True, precision="bf16", recompute_blocks=4),
     ],
-    ids=["zero2", "zero3"],
+    ids=["zero2", "zero3", "half of the blocks recomputed"],
 )
-def test_two_small_runs_take_what_was_predicted(case: Case, tmp_path: Path) -> None:
+def test_small_runs_take_what_was_predicted(case: Case, tmp_path: Path) -> None:
     row = measure(case, tmp_path)
     assert "ratio" in row, row
     assert row["ratio"] == pytest.approx(1, abs=0.3)
