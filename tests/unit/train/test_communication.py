@@ -10,7 +10,7 @@ import pytest
 from moss_train.train.communication import SUSTAINED, Kind, Phase, Transfer, kept_for_backward, traffic
 from moss_train.train.devices import Links
 from moss_train.train.memory import Setup, predict
-from tests.unit.train.test_plan import PARAMETERS, small
+from tests.unit.train.test_plan import LAYERS, PARAMETERS, small
 
 ZERO3: dict[str, Any] = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 0}
 LINKS = Links(nvlink=100e9, nic=10e9, pcie=20e9, node_size=8)
@@ -91,6 +91,20 @@ def test_parameters_are_kept_by_distance_or_by_what_may_be_live() -> None:
     assert kept_for_backward([5, 5, 5, 5], within=10, live=0) == 2
     assert kept_for_backward([5, 5, 5, 5], within=0, live=11) == 2
     assert kept_for_backward([5, 5, 5, 5], within=100, live=0) == 4
+
+
+def test_fewer_recomputed_blocks_release_fewer_parameters() -> None:
+    """Gathered again for the backward pass: between what it is with all blocks recomputed, and with none."""
+    section = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 300_000}
+
+    def gathered(**given: Any) -> float:
+        found = traffic(small(zero=section, world_size=4, **given))
+        return sum(one.times * one.size for one in found if one.kind is Kind.gather and one.phase is Phase.backward)
+
+    none, all_of_them = gathered(), gathered(recompute=True)
+    some = [gathered(recompute=True, recompute_blocks=count) for count in range(1, LAYERS + 1)]
+    assert some == sorted(some)
+    assert none <= some[0] < some[-1] == all_of_them
 
 
 def test_time_is_bytes_over_the_narrowest_link_and_latency() -> None:
