@@ -200,7 +200,7 @@ def train_judge(demo: Demo) -> None:
     """A second preference model, which will judge: other answers to the same questions, and other random numbers."""
     answer_and_rank(demo, "judge", "train", SAMPLES if demo.thorough else SAMPLES // 2, demo.seed + 1)
     title = "train a second preference model on other answers, to judge what comes of the first"
-    prefer(demo, title, "judge", "judge", demo.seed + 1, PM_EPOCHS[True] if demo.thorough else 1)
+    prefer(demo, title, "judge", "judge", demo.seed + 1, PM_EPOCHS[demo.thorough] if demo.thorough else 1)
 
 
 def train_on_levels(demo: Demo) -> None:

@@ -30,8 +30,8 @@ def split_and_rotate(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries, keys and values of a fused projection; queries and keys turned by their positions.
 
-    One operation for autograd: the gradients of the three are written into one tensor. As a dozen of operations it would take as many
-    passes over memory again, and more time than the products on a small model.
+    One operation for autograd, whose gradient is written into one tensor; of a dozen each would be a kernel, and one or two more in the
+    backward pass.
 
     Args:
         qkv: [B, T, 3 * N * H], as CodeGen lays it out: `QKV_BLOCKS` blocks, each of queries, values, keys of N / QKV_BLOCKS heads.

@@ -1,7 +1,7 @@
 """Removes the locks that killed processes left on compiled operators.
 
 torch guards the directory in which it compiles an extension with a file named `lock`, and waits for it to go away without any limit. A
-process that is killed while it holds one (each rank does for a moment whenever it starts) leaves it, and from then on every run on the
+process that is killed while it holds one (a rank does while it loads an operator) leaves it, and from then on every run on the
 machine would wait for ever, without a word.
 """
 

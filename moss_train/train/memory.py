@@ -252,9 +252,7 @@ def activations(setup: Setup) -> tuple[list[Item], list[Item]]:
     ends = [inputs, inputs]  # the input and the output of the last LayerNorm
     again = setup.recomputed_blocks
     whole = [replace(item, bytes=(setup.num_layers - again) * item.bytes) for item in per_block]
-    if not again:
-        return [*whole, *ends], []
-    return [replace(inputs, bytes=again * inputs.bytes), *(whole if again < setup.num_layers else []), *ends], per_block
+    return [replace(inputs, bytes=again * inputs.bytes), *whole, *ends], per_block if again else []
 
 
 def loss_items(setup: Setup) -> list[Item]:

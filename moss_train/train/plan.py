@@ -28,8 +28,8 @@ from moss_train.train.speed import Machine, Speed, predict_speed
 
 _GIB = 2**30
 
-# What a change costs a user, so that the search proposes the cheapest first.
 _RECOMPUTE, _RECOMPUTE_ALL = "model.recompute=true", "model.recompute_blocks=null"
+# What a change costs a user, so that the search proposes the cheapest first.
 _DEAR = {"model.recompute": 1, "train.micro_batch_size": 2, "deepspeed": 4, "offload": 16, "world_size": 32}
 
 
